@@ -1,0 +1,189 @@
+//! How long partitions stand still when a worker is killed, stopped, or joins,
+//! under a backlog of slow tasks that fills every prefetch window.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::fleet::{Process, Shape, Told};
+use super::ledger::Ledger;
+use super::worker::now_us;
+use super::{drained, median, resource_name};
+use crate::protocol::ownership::priority;
+use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Weight, WorkerId};
+
+const SHAPE: Shape = Shape { slots: 64, prefetch: 256, task_ms: 50, tell: true };
+/// Every measurement is made so often.
+const ROUNDS: u32 = 3;
+/// Enough that each of 64 prefetch windows is full and more waits behind it.
+const BACKLOG: u64 = 40_000;
+const RESOURCES: u32 = 2_000;
+/// A partition that has not moved by then is not going to.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// In milliseconds, until the *last* of the worker's partitions executes
+/// elsewhere; the median of three.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Failover {
+    pub(super) kill: f64,
+    pub(super) stop: f64,
+    /// From the start of the process, until it executes tasks of every
+    /// partition that it wins.
+    pub(super) join: f64,
+    /// How long each task takes.
+    pub(super) task_ms: u64,
+}
+
+pub(super) async fn run(
+    connect: &Connect,
+    progress: &ProgressBar,
+) -> anyhow::Result<(Failover, u64)> {
+    let told = Told::default();
+    let stop = Arc::new(AtomicBool::new(false));
+    let feeder = tokio::spawn(feed(connect.clone(), told.clone(), Arc::clone(&stop)));
+    let mut fleet = Vec::new();
+    for number in 1..=3 {
+        fleet.push(told.spawn(connect, &format!("bench-{number}"), SHAPE)?);
+    }
+    let (mut kill, mut join, mut stopped) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        progress.set_message(format!("failover, round {} of {ROUNDS}", round + 1));
+        settle(connect, 3).await?;
+        let mut victim = fleet.remove(0);
+        let owned = owned_by(connect, &victim.id).await?;
+        let at = now_us();
+        victim.kill()?;
+        kill.push(moved(&told, &owned, at, |who| *who != victim.id).await?);
+        victim.child.wait().await?;
+
+        let at = now_us();
+        let name = format!("bench-{}", 4 + 2 * round);
+        let newcomer = told.spawn(connect, &name, SHAPE)?;
+        settle(connect, 3).await?;
+        let ids: Vec<&WorkerId> = fleet.iter().map(|p| &p.id).chain([&newcomer.id]).collect();
+        let won = won_by(connect, &newcomer.id, &ids).await?;
+        join.push(moved(&told, &won, at, |who| *who == newcomer.id).await?);
+        fleet.push(newcomer);
+
+        settle(connect, 3).await?;
+        let mut leaver = fleet.remove(0);
+        let owned = owned_by(connect, &leaver.id).await?;
+        let at = now_us();
+        leaver.terminate()?;
+        stopped.push(moved(&told, &owned, at, |who| *who != leaver.id).await?);
+        leaver.child.wait().await?;
+        fleet.push(told.spawn(connect, &format!("bench-{}", 5 + 2 * round), SHAPE)?);
+    }
+    stop.store(true, Ordering::Relaxed);
+    feeder.await.context("the feeder panicked")??;
+    progress.set_message("failover, draining");
+    drained(connect).await?;
+    fleet.iter().try_for_each(Process::terminate)?;
+    let failover = Failover {
+        kill: median(kill),
+        stop: median(stopped),
+        join: median(join),
+        task_ms: SHAPE.task_ms,
+    };
+    Ok((failover, told.violations()))
+}
+
+/// Keeps a backlog until it is told to stop.
+async fn feed(connect: Connect, told: Told, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
+    let producer = Arc::new(Producer::open(&connect, ProducerOptions::default()).await?);
+    let ledger = Ledger::new(RESOURCES, 0, false);
+    let mut index = 0;
+    while !stop.load(Ordering::Relaxed) {
+        if index > told.all().len() as u64 + BACKLOG {
+            sleep(Duration::from_millis(20)).await;
+            continue;
+        }
+        let note = ledger.note(index);
+        let task = Task::on(resource_name(note.resource), note.to_payload());
+        let pending = producer.send(&task).await?;
+        tokio::spawn(pending.confirmed());
+        index += 1;
+    }
+    Ok(())
+}
+
+/// Waits until so many workers answer, and every partition executes tasks.
+async fn settle(connect: &Connect, workers: u32) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = crate::status(connect).await?;
+        let settled = status.workers.len() as u32 == workers
+            && status.partitions.iter().all(|p| p.owner.is_some() && p.running > 0);
+        if settled {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let idle = status.partitions.iter().filter(|p| p.running == 0).count();
+            bail!(
+                "the fleet did not settle: {} workers, {idle} idle partitions",
+                status.workers.len()
+            );
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn owned_by(connect: &Connect, worker: &WorkerId) -> anyhow::Result<BTreeSet<u32>> {
+    let status = crate::status(connect).await?;
+    let owned = status.partitions.iter().filter(|p| p.owner.as_ref() == Some(worker));
+    Ok(owned.map(|p| p.partition.number()).collect())
+}
+
+/// The partitions in which `worker` has the highest priority of the fleet.
+async fn won_by(
+    connect: &Connect,
+    worker: &WorkerId,
+    fleet: &[&WorkerId],
+) -> anyhow::Result<BTreeSet<u32>> {
+    let topology = crate::topology(connect).await?;
+    let wins = |p: &PartitionId| {
+        fleet.iter().max_by_key(|id| priority(id, Weight::ONE, *p)).is_some_and(|id| *id == worker)
+    };
+    Ok(topology.partitions().filter(wins).map(PartitionId::number).collect())
+}
+
+/// Milliseconds from `at_us` until somebody of whom `who` holds has started a
+/// task of each of these partitions.
+async fn moved(
+    told: &Told,
+    partitions: &BTreeSet<u32>,
+    at_us: u64,
+    who: impl Fn(&WorkerId) -> bool,
+) -> anyhow::Result<f64> {
+    if partitions.is_empty() {
+        bail!("the worker owned no partition");
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let firsts: Vec<Option<u64>> = {
+            let all = told.all();
+            let first = |partition: &u32| {
+                let started = |(worker, e): &&(WorkerId, super::worker::Execution)| {
+                    e.partition == *partition && e.start_us >= at_us && who(worker)
+                };
+                all.iter().filter(started).map(|(_, e)| e.start_us).min()
+            };
+            partitions.iter().map(first).collect()
+        };
+        if let Some(last) = firsts.iter().copied().collect::<Option<Vec<_>>>() {
+            let last = last.into_iter().max().unwrap_or(at_us);
+            return Ok((last - at_us) as f64 / 1e3);
+        }
+        if Instant::now() > deadline {
+            let stuck = firsts.iter().filter(|f| f.is_none()).count();
+            bail!("{stuck} of {} partitions did not move in {PATIENCE:?}", partitions.len());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,222 @@
+//! `keylane bench`
+
+mod failover;
+mod fleet;
+mod latency;
+mod ledger;
+mod memory;
+mod throughput;
+mod worker;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use serde::Serialize;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub(super) use self::worker::BenchWorker;
+use super::Broker;
+use super::progress::{bar, grouped};
+use super::signals::until_signalled;
+use crate::{
+    Connect, Error, Handler, PartitionCount, Resource, WorkerOptions, WorkerSummary, work,
+};
+
+/// Measure keylane beside raw loops over the same queues
+///
+/// Throughput and latency alternate with the raw loops in one run, so that the
+/// ratios hold on a noisy machine too. Needs a namespace of its own, with 64
+/// partitions, and makes it. Use a release build.
+#[derive(Debug, clap::Args)]
+pub(super) struct Bench {
+    /// What to measure [default: everything]
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Rounds of throughput and latency; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Tasks of one round of throughput
+    #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1_000..))]
+    tasks: u64,
+    /// Tasks of the memory measurement
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10_000..))]
+    memory_tasks: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Tasks per second, from publish to ack
+    Throughput,
+    /// From the publish call to the start of the handler, at 200 tasks/s
+    Latency,
+    /// Until every partition moves on when a worker is killed, stopped, joins
+    Failover,
+    /// Peak memory of a publisher and a worker over a million tasks
+    Memory,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throughput: Option<throughput::Throughput>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<latency::Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failover_ms: Option<failover::Failover>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_mb: Option<memory::Memory>,
+    violations: u64,
+}
+
+impl Bench {
+    pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
+        if cfg!(debug_assertions) {
+            eprintln!(
+                "keylane: this is a debug build, its figures mean little: cargo run --release"
+            );
+        }
+        let (connect, _running) = broker.ensure("bench").await?;
+        crate::init(&connect, PartitionCount::DEFAULT).await?;
+        until_signalled("ending at the next round", async |shutdown| {
+            tokio::select! {
+                result = self.measure(&connect) => result,
+                () = shutdown.cancelled() => bail!("interrupted"),
+            }
+        })
+        .await
+    }
+
+    async fn measure(&self, connect: &Connect) -> anyhow::Result<ExitCode> {
+        let progress = bar(None, "{spinner:.cyan} {msg} {elapsed}");
+        let wanted = |part| self.parts.is_empty() || self.parts.contains(&part);
+        let mut report = Report::default();
+        if wanted(Part::Throughput) {
+            let (throughput, violations) = throughput::run(self, connect, &progress).await?;
+            report.throughput = Some(throughput);
+            report.violations += violations;
+        }
+        if wanted(Part::Latency) {
+            let (latency, violations) = latency::run(self, connect, &progress).await?;
+            report.latency_ms = Some(latency);
+            report.violations += violations;
+        }
+        if wanted(Part::Failover) {
+            let (failover, violations) = failover::run(connect, &progress).await?;
+            report.failover_ms = Some(failover);
+            report.violations += violations;
+        }
+        if wanted(Part::Memory) {
+            let (memory, violations) = memory::run(self.memory_tasks, connect, &progress).await?;
+            report.memory_mb = Some(memory);
+            report.violations += violations;
+        }
+        progress.finish_and_clear();
+        if self.json {
+            out!("{}", serde_json::to_string(&report)?);
+        } else {
+            print(&report);
+        }
+        Ok(if report.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn print(report: &Report) {
+    if let Some(t) = &report.throughput {
+        out!("throughput, {} rounds of {} tasks, medians", t.rounds, grouped(t.tasks));
+        out!("  keylane                {:>9.0} tasks/s", t.keylane);
+        out!(
+            "  raw, an ack each       {:>9.0} tasks/s   keylane is {:.2} of it",
+            t.raw_single,
+            t.ratio_single
+        );
+        out!(
+            "  raw, coalesced acks    {:>9.0} tasks/s   keylane is {:.2} of it",
+            t.raw_coalesced,
+            t.ratio_coalesced
+        );
+    }
+    if let Some(l) = &report.latency_ms {
+        out!("latency at 200 tasks/s, publish call to handler start");
+        out!(
+            "  keylane                p50 {:>6.2} ms   p99 {:>6.2} ms",
+            l.keylane.p50,
+            l.keylane.p99
+        );
+        out!("  raw                    p50 {:>6.2} ms   p99 {:>6.2} ms", l.raw.p50, l.raw.p99);
+    }
+    if let Some(f) = &report.failover_ms {
+        out!("failover of one of three workers, until its last partition executes elsewhere");
+        out!("  killed                 {:>6.0} ms   (tasks of {} ms)", f.kill, f.task_ms);
+        out!("  stopped                {:>6.0} ms", f.stop);
+        out!("  joined                 {:>6.0} ms", f.join);
+    }
+    if let Some(m) = &report.memory_mb {
+        out!("memory over {} tasks, peak (growth after the first tenth)", grouped(m.tasks));
+        out!(
+            "  publisher              {:>6.1} MB   ({:+.1} MB)",
+            m.publisher_peak,
+            m.publisher_growth
+        );
+        out!("  worker                 {:>6.1} MB   ({:+.1} MB)", m.worker_peak, m.worker_growth);
+    }
+    out!("violations               {:>6}", report.violations);
+}
+
+/// Starts a worker in this process and waits until it consumes everything.
+async fn started_worker(
+    connect: &Connect,
+    options: WorkerOptions,
+    handler: impl Handler,
+    shutdown: CancellationToken,
+) -> anyhow::Result<JoinHandle<Result<WorkerSummary, Error>>> {
+    let partitions = crate::topology(connect).await?.partitions().len();
+    let consumed = async || -> anyhow::Result<usize> {
+        let status = crate::status(connect).await?;
+        Ok(status.partitions.iter().filter(|p| p.consumed).count())
+    };
+    let worker_connect = connect.clone();
+    let worker =
+        tokio::spawn(async move { work(&worker_connect, options, handler, shutdown).await });
+    while consumed().await? < partitions {
+        if worker.is_finished() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(worker)
+}
+
+/// Waits until no task is left. One look is not enough: what is on its way to a
+/// worker is neither ready nor unsettled.
+async fn drained(connect: &Connect) -> anyhow::Result<()> {
+    let mut quiet = 0;
+    while quiet < 3 {
+        let status = crate::status(connect).await?;
+        let left: u32 = status.partitions.iter().map(|p| p.ready + p.unsettled).sum();
+        quiet = if left == 0 && !status.workers.is_empty() { quiet + 1 } else { 0 };
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+fn resource_name(number: u32) -> Resource {
+    // A short decimal number is within every limit of a resource.
+    Resource::new(format!("resource-{number}")).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Starts this very program.
+fn this_program() -> anyhow::Result<std::path::PathBuf> {
+    std::env::current_exe().context("cannot find the running program")
+}

@@ -1,0 +1,135 @@
+//! Durable publish, routed, executed by a handler that does nothing, acked: as
+//! many as possible. keylane and two raw loops, in turn.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use futures_lite::{StreamExt, stream};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::ledger::Ledger;
+use super::{Bench, median, resource_name, started_worker};
+use crate::rabbit::raw::{OnDelivery, Raw};
+use crate::{Connect, Producer, ProducerOptions, Task, Topology, WorkerOptions, handler_fn};
+
+/// Tasks that are published and not confirmed, for everybody.
+const IN_FLIGHT: usize = 1_000;
+/// Deliveries of one partition that a consumer holds, for everybody.
+pub(super) const PREFETCH: u16 = 256;
+/// Deliveries that the coalescing loop acks as one.
+const ACK_EVERY: u64 = 64;
+/// Distinct resources.
+const RESOURCES: u32 = 1_000;
+
+/// Tasks per second, the median of all rounds.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Throughput {
+    pub(super) keylane: f64,
+    pub(super) raw_single: f64,
+    pub(super) raw_coalesced: f64,
+    /// keylane's share of the raw loop with an ack per message.
+    pub(super) ratio_single: f64,
+    /// keylane's share of the raw loop with coalesced acks.
+    pub(super) ratio_coalesced: f64,
+    pub(super) rounds: u32,
+    pub(super) tasks: u64,
+}
+
+pub(super) async fn run(
+    bench: &Bench,
+    connect: &Connect,
+    progress: &ProgressBar,
+) -> anyhow::Result<(Throughput, u64)> {
+    let (mut keylane, mut single, mut coalesced) = (Vec::new(), Vec::new(), Vec::new());
+    let mut violations = 0;
+    // One unmeasured round warms the broker and the allocator up.
+    for round in 0..=bench.rounds {
+        for turn in 0..3 {
+            let who = (round + turn) % 3;
+            progress.set_message(format!("throughput, round {round} of {}", bench.rounds));
+            let (seconds, found) = match who {
+                0 => ours(bench, connect).await?,
+                1 => raw(bench, connect, 1).await?,
+                _ => raw(bench, connect, ACK_EVERY).await?,
+            };
+            violations += found;
+            if round > 0 {
+                let rates = match who {
+                    0 => &mut keylane,
+                    1 => &mut single,
+                    _ => &mut coalesced,
+                };
+                rates.push(bench.tasks as f64 / seconds);
+            }
+        }
+    }
+    let ratio = |a: &[f64], b: &[f64]| median(a.iter().zip(b).map(|(a, b)| a / b).collect());
+    let throughput = Throughput {
+        ratio_single: ratio(&keylane, &single),
+        ratio_coalesced: ratio(&keylane, &coalesced),
+        keylane: median(keylane),
+        raw_single: median(single),
+        raw_coalesced: median(coalesced),
+        rounds: bench.rounds,
+        tasks: bench.tasks,
+    };
+    Ok((throughput, violations))
+}
+
+async fn ours(bench: &Bench, connect: &Connect) -> anyhow::Result<(f64, u64)> {
+    let ledger = Arc::new(Ledger::new(RESOURCES, bench.tasks, false));
+    let seen = Arc::clone(&ledger);
+    let handler = handler_fn(move |attempt| {
+        seen.execute(&attempt.task.payload);
+        std::future::ready(Ok(()))
+    });
+    let shutdown = CancellationToken::new();
+    let options = WorkerOptions { prefetch: PREFETCH, slots: 64, ..WorkerOptions::default() };
+    let worker = started_worker(connect, options, handler, shutdown.clone()).await?;
+    let options = ProducerOptions { max_in_flight: IN_FLIGHT, ..ProducerOptions::default() };
+    let producer = Producer::open(connect, options).await?;
+
+    let began = Instant::now();
+    let tasks = stream::iter(0..bench.tasks).map(|index| {
+        let note = ledger.note(index);
+        Task::on(resource_name(note.resource), note.to_payload())
+    });
+    let mut published = Box::pin(producer.publish_all(tasks));
+    while let Some(done) = published.next().await {
+        done.outcome?;
+    }
+    ledger.complete().await;
+    let seconds = began.elapsed().as_secs_f64();
+
+    drop(published);
+    producer.close().await;
+    shutdown.cancel();
+    worker.await.context("the worker panicked")??;
+    Ok((seconds, ledger.violations()))
+}
+
+async fn raw(bench: &Bench, connect: &Connect, ack_every: u64) -> anyhow::Result<(f64, u64)> {
+    let ledger = Arc::new(Ledger::new(RESOURCES, bench.tasks, false));
+    let seen = Arc::clone(&ledger);
+    let on_delivery: OnDelivery = Arc::new(move |payload| seen.execute(payload));
+    let mut raw = Raw::open(connect).await?;
+    let consumers = raw.consume(PREFETCH, ack_every, &on_delivery).await?;
+    let topology: Topology = crate::topology(connect).await?;
+
+    let began = Instant::now();
+    for index in 0..bench.tasks {
+        let note = ledger.note(index);
+        let partition = topology.partition_of(&resource_name(note.resource));
+        raw.publish(partition, &note.to_payload(), IN_FLIGHT).await?;
+    }
+    raw.flush().await?;
+    ledger.complete().await;
+    let seconds = began.elapsed().as_secs_f64();
+
+    consumers.stop().await?;
+    raw.close().await;
+    Ok((seconds, ledger.violations()))
+}

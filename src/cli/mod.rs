@@ -1,0 +1,171 @@
+//! The command line: one file a subcommand.
+//!
+//! Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but lines of the input
+//! were skipped; 130 interrupted.
+
+#[macro_use]
+mod output;
+
+mod bench;
+mod dead;
+mod demo;
+mod init;
+mod lines;
+mod progress;
+mod publish;
+mod route;
+mod signals;
+mod status;
+mod work;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::provision::{Choice, RunningBroker, ensure_broker};
+use crate::{Connect, Error, Namespace};
+
+/// Distributes tasks over RabbitMQ: at most one worker on a resource at any
+/// time, in publish order, without a lock per task.
+#[derive(Debug, Parser)]
+#[command(name = "keylane", version, max_term_width = 100)]
+struct Args {
+    #[command(flatten)]
+    broker: Broker,
+    /// What is logged, on standard error: `warn`, `info`, `debug`, or a filter
+    /// such as `keylane=debug`
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_LOG",
+        value_name = "FILTER",
+        help_heading = "Global options"
+    )]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the broker is.
+#[derive(Debug, clap::Args)]
+struct Broker {
+    /// Address of the broker, or of several nodes separated by commas:
+    /// `amqp://user:password@host:5672/vhost`, `amqps://` for TLS
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_AMQP_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    amqp_url: Option<String>,
+    /// Prefix of all names on the broker
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_NAMESPACE",
+        value_name = "NAME",
+        default_value = "keylane",
+        help_heading = "Global options"
+    )]
+    namespace: Namespace,
+}
+
+impl Broker {
+    /// Where it is unless somebody says otherwise.
+    const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
+
+    /// Makes sure of a broker: the one that was given, or one of our own that
+    /// ends with the guard. `purpose` names the namespace, unless one was chosen.
+    async fn ensure(&self, purpose: &str) -> anyhow::Result<(Connect, Option<RunningBroker>)> {
+        let (url, running) = match &self.amqp_url {
+            Some(url) => (url.clone(), None),
+            None => {
+                let say = |line: &str| eprintln!("keylane: {line}");
+                let running = ensure_broker(Choice::Auto, say).await?;
+                (running.amqp_url().to_owned(), Some(running))
+            }
+        };
+        let namespace = if self.namespace == Namespace::default() {
+            Namespace::new(format!("{}-{purpose}", self.namespace))?
+        } else {
+            self.namespace.clone()
+        };
+        Ok((Connect::new(url)?.with_namespace(namespace), running))
+    }
+
+    fn connect(&self) -> Result<Connect, Error> {
+        let url = self.amqp_url.as_deref().unwrap_or(Self::DEFAULT_URL);
+        Ok(Connect::new(url)?.with_namespace(self.namespace.clone()))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Init),
+    Publish(publish::Publish),
+    Route(route::Route),
+    Work(Box<work::Work>),
+    Status(status::Status),
+    Dead(dead::Dead),
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoWorker(demo::DemoWorker),
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    BenchWorker(bench::BenchWorker),
+}
+
+/// Runs the command line; the process ends with this code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let serves = matches!(args.command, Command::Route(_) | Command::Work(_));
+    let filter = args.log.clone().unwrap_or_else(|| {
+        // The client library reports every lost connection itself; we say it better.
+        if serves { "info,lapin=off".to_owned() } else { "warn,lapin=off".to_owned() }
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::builder().parse_lossy(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::from(error).context("cannot start")),
+    };
+    let code = match runtime.block_on(args.command.run(&args.broker)) {
+        Ok(code) => code,
+        Err(error) => failed(&error),
+    };
+    // Ends every task at once, and with it every child process; a read of
+    // standard input that still blocks is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    code
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("keylane: {error:#}");
+    ExitCode::FAILURE
+}
+
+impl Command {
+    async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Init(init) => init.run(broker).await,
+            Self::Publish(publish) => publish.run(broker).await,
+            Self::Route(route) => route.run(broker).await,
+            Self::Work(work) => work.run(broker).await,
+            Self::Status(status) => status.run(broker).await,
+            Self::Dead(dead) => dead.run(broker).await,
+            Self::Demo(demo) => demo.run(broker).await,
+            Self::DemoWorker(worker) => worker.run(broker).await,
+            Self::Bench(bench) => bench.run(broker).await,
+            Self::BenchWorker(worker) => worker.run(broker).await,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `keylane route`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::Broker;
+use super::signals::until_signalled;
+use super::work::{default_worker_id, parse_duration};
+use crate::{RouterOptions, WorkerId};
+
+/// Forward tasks from the inbox to their partitions, for publishers that cannot
+/// hash; further routers stand by
+#[derive(Debug, clap::Args)]
+pub(super) struct Route {
+    /// Name of this router [default: host and process number]
+    #[arg(long)]
+    id: Option<WorkerId>,
+    /// Tasks that are being forwarded at once, at the most
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    max_in_flight: u16,
+    /// When stopped: time for the broker to confirm what is being forwarded
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    drain_timeout: Duration,
+}
+
+impl Route {
+    pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
+        let connect = broker.connect()?;
+        let options = RouterOptions {
+            id: self.id.unwrap_or_else(default_worker_id),
+            max_in_flight: self.max_in_flight,
+            drain_timeout: self.drain_timeout,
+        };
+        until_signalled("finishing what is being forwarded", async |shutdown| {
+            let summary = crate::route(&connect, options, shutdown).await?;
+            eprintln!(
+                "keylane: forwarded {} tasks, {} to the dead letters",
+                summary.executed, summary.dead_lettered
+            );
+            Ok(ExitCode::SUCCESS)
+        })
+        .await
+    }
+}

@@ -1,0 +1,151 @@
+//! What a worker calls to do the work.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::protocol::partition::PartitionId;
+use crate::protocol::task::{Task, TaskId};
+
+#[cfg(feature = "exec")]
+pub mod exec;
+#[cfg(feature = "http")]
+pub mod http;
+#[cfg(feature = "exec")]
+pub mod pipe;
+
+/// Executes tasks.
+///
+/// The worker calls [`Handler::handle`] for at most one task of a resource at
+/// a time, across the whole fleet, in publish order. It may call it for many
+/// resources at once.
+///
+/// # Cancel safety
+/// The returned future is dropped when the task's time is up or when the
+/// worker loses the partition. Whatever a handler holds (a child process, a
+/// transaction) must end with it. A task may be handed over again after that,
+/// so a handler is idempotent, or checks what it finds.
+pub trait Handler: Send + Sync + 'static {
+    /// Executes one task. `Ok` marks it Executed.
+    ///
+    /// # Errors
+    /// A [`Failure`] says what is to become of the task. A panic counts as
+    /// [`Failure::Failed`].
+    fn handle(&self, attempt: Attempt) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// One try at a task.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// Which task. Made from the delivery if the publisher gave none.
+    pub id: TaskId,
+    /// The task itself.
+    pub task: Task,
+    /// 1 for the first try of this worker. Starts anew when the partition
+    /// changes its owner.
+    pub number: u32,
+    /// An earlier delivery of this task was lost (its worker died, or gave the
+    /// partition away): it may have been executed, in part or whole.
+    pub redelivered: bool,
+    /// The partition of the task's resource.
+    pub partition: PartitionId,
+    /// Time that this attempt has before it is aborted; `None` if unlimited.
+    pub timeout: Option<Duration>,
+}
+
+impl Attempt {
+    /// An attempt made by hand, for tests of a handler.
+    #[must_use]
+    pub fn new(id: TaskId, task: Task) -> Self {
+        Self {
+            id,
+            task,
+            number: 1,
+            redelivered: false,
+            partition: PartitionId::new(0),
+            timeout: None,
+        }
+    }
+}
+
+/// Why an attempt did not execute its task. The reason ends up in the logs and,
+/// if it is the last attempt, in the dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Not now: the handler asks for another try, after `after` if given, else
+    /// after the retry policy's delay. Counts as an attempt.
+    Retry {
+        /// Wait at least this long before the next attempt.
+        after: Option<Duration>,
+        /// Why.
+        reason: String,
+    },
+    /// The attempt failed. Tried again by the retry policy.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// The task can never be executed: dead-lettered at once.
+    Dead {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Failure {
+    /// The attempt failed for this reason.
+    #[must_use]
+    pub fn failed(reason: impl Into<String>) -> Self {
+        Self::Failed { reason: reason.into() }
+    }
+
+    /// The task can never be executed, for this reason.
+    #[must_use]
+    pub fn dead(reason: impl Into<String>) -> Self {
+        Self::Dead { reason: reason.into() }
+    }
+
+    /// Try again later, for this reason.
+    #[must_use]
+    pub fn retry(after: Option<Duration>, reason: impl Into<String>) -> Self {
+        Self::Retry { after, reason: reason.into() }
+    }
+
+    /// The reason.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Retry { reason, .. } | Self::Failed { reason } | Self::Dead { reason } => reason,
+        }
+    }
+}
+
+/// A handler from an async function or closure.
+///
+/// ```
+/// use keylane::{Attempt, handler_fn};
+/// let handler = handler_fn(|attempt: Attempt| async move {
+///     println!("{}: {} bytes", attempt.task.resource, attempt.task.payload.len());
+///     Ok(())
+/// });
+/// # let _ = handler;
+/// ```
+pub fn handler_fn<F, Fut>(function: F) -> impl Handler
+where
+    F: Fn(Attempt) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Failure>> + Send,
+{
+    HandlerFn(function)
+}
+
+struct HandlerFn<F>(F);
+
+impl<F, Fut> Handler for HandlerFn<F>
+where
+    F: Fn(Attempt) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Failure>> + Send,
+{
+    fn handle(&self, attempt: Attempt) -> impl Future<Output = Result<(), Failure>> + Send {
+        (self.0)(attempt)
+    }
+}

@@ -1,0 +1,38 @@
+#![doc = include_str!("../README.md")]
+
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod demo;
+pub mod handler;
+pub mod protocol;
+#[cfg(feature = "provision")]
+pub mod provision;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+mod backoff;
+mod producer;
+mod rabbit;
+mod router;
+mod worker;
+
+pub use handler::{Attempt, Failure, Handler, handler_fn};
+pub use producer::{Pending, Producer, ProducerOptions, Published, Receipt};
+pub use protocol::crashes::MaxCrashes;
+pub use protocol::names::Namespace;
+pub use protocol::ownership::{Weight, WorkerId};
+pub use protocol::partition::{PartitionCount, PartitionId, Topology};
+pub use protocol::retry::RetryPolicy;
+pub use protocol::task::{Resource, Task, TaskId};
+pub use rabbit::connection::Connect;
+pub use rabbit::control::{HeldPartition, WorkerReport};
+pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
+pub use rabbit::error::Error;
+pub use rabbit::publisher::PublishError;
+pub use rabbit::status::{PartitionStatus, Status, status};
+pub use rabbit::topology::{init, topology};
+pub use router::{RouterOptions, route};
+pub use worker::{WorkerOptions, WorkerSummary, work};

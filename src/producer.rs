@@ -1,0 +1,332 @@
+//! Publishes tasks.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::{Stream, StreamExt, future, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use uuid::Uuid;
+
+use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::task::{Task, TaskId};
+use crate::rabbit::connection::Connect;
+use crate::rabbit::error::Error;
+use crate::rabbit::publisher::{PublishError, Publisher, Route, Sent, SessionId};
+use crate::rabbit::topology;
+
+/// How a [`Producer`] publishes.
+#[derive(Debug, Clone)]
+pub struct ProducerOptions {
+    /// Tasks that were sent and not confirmed, at the most; whoever publishes
+    /// more waits. Default 1,000: a broker confirms within some 50 ms under
+    /// load, so this is enough for 20,000 tasks/s.
+    pub max_in_flight: usize,
+    /// Largest payload, in bytes. Default 16 MiB, RabbitMQ's own default: the
+    /// broker closes the channel over a larger one, neighbours included.
+    pub max_payload: usize,
+    /// How long a lost broker is waited for before publishing fails. Default
+    /// `None`: for ever.
+    pub patience: Option<Duration>,
+    /// In [`Producer::publish_all`]: whether tasks whose outcome a lost
+    /// connection left open are published again, with the same id and in the
+    /// same order. Default true. They may then be executed twice; if false,
+    /// they are reported as [`PublishError::Indeterminate`].
+    pub republish: bool,
+}
+
+impl Default for ProducerOptions {
+    fn default() -> Self {
+        Self { max_in_flight: 1_000, max_payload: 16 << 20, patience: None, republish: true }
+    }
+}
+
+/// The broker has a task, on a majority of the nodes of its partition's queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// The task's id.
+    pub id: TaskId,
+    /// Its partition.
+    pub partition: PartitionId,
+}
+
+/// A task that came out of [`Producer::publish_all`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Published {
+    /// The task; it has its id by now.
+    pub task: Task,
+    /// What became of it.
+    pub outcome: Result<Receipt, PublishError>,
+    /// How often it was sent. More than once after a lost connection: then it
+    /// may be executed more than once.
+    pub sent: u32,
+}
+
+/// Publishes tasks to their partitions, each confirmed by the broker.
+///
+/// Tasks that are published one after another (by one caller, or each after
+/// the other's [`Producer::send`] returned) are executed in that order if they
+/// touch the same resource. The connection is opened again when it is lost.
+/// Share it behind an [`Arc`].
+#[derive(Debug)]
+pub struct Producer {
+    topology: Topology,
+    routes: Vec<Route>,
+    publisher: Publisher,
+    permits: Arc<Semaphore>,
+    options: ProducerOptions,
+}
+
+/// A task that was sent. Await [`Pending::confirmed`] for its outcome.
+#[derive(Debug)]
+pub struct Pending {
+    sent: Sent,
+    receipt: Receipt,
+    /// Makes room for another task when this one is answered or dropped. `None`
+    /// for one that is sent again, of which there are no more than had room.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Pending {
+    /// Waits for the broker's answer.
+    ///
+    /// # Errors
+    /// [`PublishError::Unroutable`], [`PublishError::Nacked`],
+    /// [`PublishError::TooLarge`], [`PublishError::Indeterminate`].
+    ///
+    /// # Cancel safety
+    /// The task stays sent; its outcome is forgotten.
+    pub async fn confirmed(self) -> Result<Receipt, PublishError> {
+        self.sent.confirmed().await?;
+        Ok(self.receipt)
+    }
+}
+
+impl Producer {
+    /// Connects and reads the topology.
+    ///
+    /// # Errors
+    /// [`Error::TopologyMissing`] when the namespace was never set up, and the
+    /// errors of connecting.
+    pub async fn open(connect: &Connect, options: ProducerOptions) -> Result<Self, Error> {
+        let connection = connect.open("producer").await?;
+        let topology = topology::read(&connection, connect.namespace()).await?;
+        let publisher = Publisher::new(connect.clone(), "producer", topology, options.patience)
+            .with_connection(connection)
+            .await?;
+        Ok(Self {
+            topology,
+            routes: Route::partitions(connect.namespace(), &topology),
+            publisher,
+            permits: Arc::new(Semaphore::new(options.max_in_flight.max(1))),
+            options,
+        })
+    }
+
+    /// The layout that the producer publishes to.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Why the broker takes no messages at the moment (memory or disk run low
+    /// there), while that is so. Publishing waits meanwhile.
+    #[must_use]
+    pub fn blocked(&self) -> watch::Receiver<Option<String>> {
+        self.publisher.blocked()
+    }
+
+    /// Publishes one task and waits for the broker's confirm.
+    ///
+    /// # Errors
+    /// A [`PublishError`]; nothing is retried, so that the caller decides. The
+    /// task may have been published only if it is
+    /// [`PublishError::Indeterminate`].
+    ///
+    /// # Cancel safety
+    /// The task may or may not be published.
+    pub async fn publish(&self, task: Task) -> Result<Receipt, PublishError> {
+        self.send(&task).await?.confirmed().await
+    }
+
+    /// Sends one task, without waiting for its confirm. Waits while
+    /// [`ProducerOptions::max_in_flight`] tasks are unconfirmed, while the
+    /// broker takes no messages, and while the connection is lost.
+    ///
+    /// # Errors
+    /// A [`PublishError`] if it cannot be sent.
+    ///
+    /// # Cancel safety
+    /// The task may or may not be published.
+    pub async fn send(&self, task: &Task) -> Result<Pending, PublishError> {
+        let permit = self.permit().await;
+        self.send_with(permit, task, None).await
+    }
+
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).acquire_owned().await.ok()
+    }
+
+    async fn send_with(
+        &self,
+        permit: Option<OwnedSemaphorePermit>,
+        task: &Task,
+        only_on: Option<SessionId>,
+    ) -> Result<Pending, PublishError> {
+        let (bytes, limit) = (task.payload.len(), self.options.max_payload);
+        if bytes > limit {
+            return Err(PublishError::TooLarge { bytes, limit });
+        }
+        let id = task.id.clone().unwrap_or_else(|| Uuid::now_v7().into());
+        let partition = self.topology.partition_of(&task.resource);
+        let route = &self.routes[partition.number() as usize];
+        let sent = self.publisher.send_task(route, task, &id, only_on).await?;
+        Ok(Pending { sent, receipt: Receipt { id, partition }, _permit: permit })
+    }
+
+    /// Publishes a stream of tasks, many in flight, and gives each back with
+    /// its outcome, in the order in which they came. A lost connection is
+    /// opened again and what it left open is published again
+    /// ([`ProducerOptions::republish`]).
+    ///
+    /// A task that was refused is reported and not retried; the ones behind it
+    /// were sent already.
+    ///
+    /// # Cancel safety
+    /// Dropping the stream forgets the outcomes of what was sent.
+    pub fn publish_all<'a, S>(&'a self, tasks: S) -> impl Stream<Item = Published> + 'a
+    where
+        S: Stream<Item = Task> + 'a,
+    {
+        let state = Publishing {
+            producer: self,
+            tasks: Some(Box::pin(tasks)),
+            window: VecDeque::new(),
+            session: None,
+            done: VecDeque::new(),
+        };
+        stream::unfold(state, |mut state| async move {
+            let published = state.next().await?;
+            Some((published, state))
+        })
+    }
+
+    /// Closes the connection. What is not confirmed by then is indeterminate.
+    pub async fn close(self) {
+        self.publisher.close().await;
+    }
+}
+
+/// The state of [`Producer::publish_all`].
+struct Publishing<'a, S> {
+    producer: &'a Producer,
+    /// `None` when it has ended.
+    tasks: Option<Pin<Box<S>>>,
+    window: VecDeque<InFlight>,
+    /// Over which connection the last of them went.
+    session: Option<SessionId>,
+    done: VecDeque<Published>,
+}
+
+struct InFlight {
+    task: Task,
+    sent: u32,
+    confirmed: Pin<Box<dyn Future<Output = Result<Receipt, PublishError>> + Send>>,
+}
+
+/// What happens first.
+enum Next {
+    Answer(Result<Receipt, PublishError>),
+    Task(Option<Task>, Option<OwnedSemaphorePermit>),
+}
+
+impl<S: Stream<Item = Task>> Publishing<'_, S> {
+    async fn next(&mut self) -> Option<Published> {
+        loop {
+            if let Some(published) = self.done.pop_front() {
+                return Some(published);
+            }
+            // Room for a task comes before the task, and answers are taken
+            // meanwhile: they are what makes room.
+            let producer = self.producer;
+            let next_task = async |tasks: &mut Pin<Box<S>>| {
+                let permit = producer.permit().await;
+                Next::Task(tasks.next().await, permit)
+            };
+            let next = match (self.window.front_mut(), self.tasks.as_mut()) {
+                (None, None) => return None,
+                (Some(first), None) => Next::Answer(first.confirmed.as_mut().await),
+                (None, Some(tasks)) => next_task(tasks).await,
+                (Some(first), Some(tasks)) => {
+                    let answer = async { Next::Answer(first.confirmed.as_mut().await) };
+                    future::or(answer, next_task(tasks)).await
+                }
+            };
+            match next {
+                Next::Task(None, _) => self.tasks = None,
+                Next::Task(Some(mut task), permit) => {
+                    task.id.get_or_insert_with(|| Uuid::now_v7().into());
+                    self.send(permit, task, 1).await;
+                }
+                Next::Answer(outcome) => {
+                    let Some(InFlight { task, sent, .. }) = self.window.pop_front() else {
+                        continue;
+                    };
+                    self.answered(Published { task, outcome, sent }).await;
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, permit: Option<OwnedSemaphorePermit>, task: Task, sent: u32) {
+        // While something is unanswered, only its own connection will do: over a
+        // new one this task would overtake it.
+        let only_on = if self.window.is_empty() { None } else { self.session };
+        match self.producer.send_with(permit, &task, only_on).await {
+            Ok(pending) => {
+                self.session = Some(pending.sent.session());
+                let confirmed = Box::pin(pending.confirmed());
+                self.window.push_back(InFlight { task, sent, confirmed });
+            }
+            // Behind what is in flight, so that the outcomes keep their order.
+            Err(error) => {
+                let confirmed = Box::pin(std::future::ready(Err(error)));
+                self.window.push_back(InFlight { task, sent, confirmed });
+            }
+        }
+    }
+
+    async fn answered(&mut self, published: Published) {
+        let open = |published: &Published| {
+            published.outcome.as_ref().is_err_and(PublishError::is_indeterminate)
+        };
+        if !self.producer.options.republish || !open(&published) {
+            self.done.push_back(published);
+            return;
+        }
+        // The channel is gone, so everything in flight is answered at once. What
+        // it left open goes out again in the old order, before anything new.
+        let mut again = vec![published];
+        while let Some(InFlight { task, sent, confirmed }) = self.window.pop_front() {
+            again.push(Published { task, outcome: confirmed.await, sent });
+        }
+        let count = again.iter().filter(|p| open(p)).count();
+        tracing::warn!(
+            tasks = count,
+            "the connection was lost: publishing again what it left open"
+        );
+        for published in again {
+            if open(&published) {
+                // Answered and sent again: it has its room without a new permit.
+                self.send(None, published.task, published.sent + 1).await;
+            } else {
+                let Published { task, outcome, sent } = published;
+                let confirmed = Box::pin(std::future::ready(outcome));
+                self.window.push_back(InFlight { task, sent, confirmed });
+            }
+        }
+    }
+}

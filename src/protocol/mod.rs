@@ -1,0 +1,12 @@
+//! The protocol, purely: no runtime, no client library, no clock, no
+//! environment. Everything a proof needs, and nothing else.
+
+pub mod crashes;
+pub mod history;
+pub mod lanes;
+pub mod names;
+pub mod ownership;
+pub mod partition;
+pub mod retry;
+pub mod settlement;
+pub mod task;

@@ -1,0 +1,137 @@
+//! What things are called on the broker.
+
+use std::fmt;
+
+use super::partition::{PartitionId, Topology};
+
+/// Separates one use of keylane from another on the same broker. All names
+/// start with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Longest namespace, in bytes: AMQP names have 255, and we add to it.
+    pub const MAX_BYTES: usize = 128;
+
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// When it is empty, too long, or has other characters than letters,
+    /// digits and `. _ -`, or starts with `amq.`, which the broker reserves.
+    pub fn new(name: impl Into<String>) -> Result<Self, NamespaceError> {
+        let name = name.into();
+        let fits = (1..=Self::MAX_BYTES).contains(&name.len()) && !name.starts_with("amq.");
+        if fits && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+            Ok(Self(name))
+        } else {
+            Err(NamespaceError { name })
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Direct exchange that routes a partition's number to its queue.
+    #[must_use]
+    pub fn exchange(&self, topology: &Topology) -> String {
+        format!("{self}.g{}", topology.generation)
+    }
+
+    /// Routing key of a partition.
+    #[must_use]
+    pub fn routing_key(&self, partition: PartitionId) -> String {
+        partition.to_string()
+    }
+
+    /// The queue of a partition.
+    #[must_use]
+    pub fn partition(&self, topology: &Topology, partition: PartitionId) -> String {
+        format!("{self}.g{}.p{partition}", topology.generation)
+    }
+
+    /// The claims on a partition's suspect tasks, by the partition's queue; made
+    /// when first needed.
+    #[must_use]
+    pub fn claims(partition: &str) -> String {
+        format!("{partition}.claims")
+    }
+
+    /// Stream of the layouts.
+    #[must_use]
+    pub fn topology(&self) -> String {
+        format!("{self}.topology")
+    }
+
+    /// Queue of the dead letters.
+    #[must_use]
+    pub fn dead(&self) -> String {
+        format!("{self}.dead")
+    }
+
+    /// Queue for publishers that cannot hash.
+    #[must_use]
+    pub fn inbox(&self) -> String {
+        format!("{self}.inbox")
+    }
+
+    /// Fanout exchange on which workers greet one another and are asked how
+    /// they are.
+    #[must_use]
+    pub fn control(&self) -> String {
+        format!("{self}.control")
+    }
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self("keylane".to_owned())
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for Namespace {
+    type Err = NamespaceError;
+    fn from_str(name: &str) -> Result<Self, NamespaceError> {
+        Self::new(name)
+    }
+}
+
+/// A string that is no namespace.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is no namespace: 1 to {max} letters, digits and . _ -, not starting with `amq.`", max = Namespace::MAX_BYTES)]
+pub struct NamespaceError {
+    /// The string.
+    pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::partition::PartitionCount;
+
+    #[test]
+    fn names_are_as_published() {
+        let (ns, topology) = (Namespace::default(), Topology::first(PartitionCount::DEFAULT));
+        let p = PartitionId::new(7);
+        assert_eq!(ns.exchange(&topology), "keylane.g1");
+        assert_eq!(ns.partition(&topology, p), "keylane.g1.p7");
+        assert_eq!(Namespace::claims("keylane.g1.p7"), "keylane.g1.p7.claims");
+        assert_eq!(ns.routing_key(p), "7");
+        assert_eq!(ns.dead(), "keylane.dead");
+    }
+
+    #[test]
+    fn bad_namespaces_are_refused() {
+        for name in ["", "a b", "a/b", "amq.x", &"x".repeat(129)] {
+            assert!(Namespace::new(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Tasks, the resources they touch, and how both travel in an AMQP message.
+//!
+//! The body of the message is the payload, untouched. Everything keylane needs
+//! to know stands in the properties, so that anything that speaks AMQP can
+//! publish a task:
+//!
+//! | property | means | |
+//! |---|---|---|
+//! | header `resource` | resource key: UTF-8, 1 to 1,024 bytes | required |
+//! | `message_id` | task id: UTF-8, 1 to 255 bytes | the publisher makes one |
+//! | `type` | kind of task: up to 255 bytes | optional |
+//! | `content_type` | of the payload | optional |
+//! | `timestamp` | when it was published, seconds since 1970 | optional |
+//! | header `traceparent` | W3C trace context | optional |
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Name of the header that carries the resource key.
+pub const RESOURCE_HEADER: &str = "resource";
+/// Name of the header that carries the W3C trace context.
+pub const TRACEPARENT_HEADER: &str = "traceparent";
+
+/// What must not be processed concurrently: an account, a file, a device.
+///
+/// A non-empty UTF-8 string of at most [`Resource::MAX_BYTES`] bytes. Two tasks
+/// touch the same resource when their keys are equal byte for byte. Cloning is
+/// cheap.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Resource(Arc<str>);
+
+impl Resource {
+    /// Longest resource key, in bytes. It is repeated in every message and
+    /// every record, and a longer one is nearly always a payload in the wrong
+    /// place; a caller with longer keys hashes them first.
+    pub const MAX_BYTES: usize = 1024;
+
+    /// Checks `key` and makes it a resource.
+    ///
+    /// # Errors
+    /// [`ResourceError`] when the key is empty or too long.
+    pub fn new(key: impl AsRef<str>) -> Result<Self, ResourceError> {
+        let key = key.as_ref();
+        match key.len() {
+            0 => Err(ResourceError::Empty),
+            bytes if bytes > Self::MAX_BYTES => Err(ResourceError::TooLong { bytes }),
+            _ => Ok(Self(key.into())),
+        }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl TryFrom<String> for Resource {
+    type Error = ResourceError;
+    fn try_from(key: String) -> Result<Self, ResourceError> {
+        Self::new(key)
+    }
+}
+
+impl From<Resource> for String {
+    fn from(resource: Resource) -> Self {
+        resource.0.as_ref().to_owned()
+    }
+}
+
+/// Why a string is no resource key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResourceError {
+    /// The key has no bytes.
+    #[error("the resource is empty: every task must name the resource it touches")]
+    Empty,
+    /// The key has more than [`Resource::MAX_BYTES`] bytes.
+    #[error("the resource has {bytes} bytes, the most is {max}: hash longer keys before publishing", max = Resource::MAX_BYTES)]
+    TooLong {
+        /// Length of the key.
+        bytes: usize,
+    },
+    /// The key is not UTF-8.
+    #[error("the resource is not UTF-8: encode binary keys (hex, base64) before publishing")]
+    NotUtf8,
+}
+
+/// Names one task. Unique per task; the publisher makes a time-ordered one
+/// (UUID version 7) unless the caller gives its own.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskId(Arc<str>);
+
+impl TaskId {
+    /// Longest task id, in bytes: it travels as an AMQP short string.
+    pub const MAX_BYTES: usize = 255;
+
+    /// Checks `id` and makes it a task id.
+    ///
+    /// # Errors
+    /// [`TaskIdError`] when it is empty or longer than [`TaskId::MAX_BYTES`].
+    pub fn new(id: impl AsRef<str>) -> Result<Self, TaskIdError> {
+        let id = id.as_ref();
+        match id.len() {
+            1..=Self::MAX_BYTES => Ok(Self(id.into())),
+            bytes => Err(TaskIdError { bytes }),
+        }
+    }
+
+    /// An id for a task whose publisher gave none, made from what it is: the
+    /// same for every delivery of it.
+    #[must_use]
+    pub fn of_content(task: &Task) -> Self {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(task.resource.as_str().as_bytes());
+        hash.update(&[0]);
+        hash.update(&task.payload);
+        Self(format!("content-{:032x}", hash.digest128()).into())
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<uuid::Uuid> for TaskId {
+    fn from(id: uuid::Uuid) -> Self {
+        let mut buffer = uuid::Uuid::encode_buffer();
+        Self(Arc::from(&*id.hyphenated().encode_lower(&mut buffer)))
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl TryFrom<String> for TaskId {
+    type Error = TaskIdError;
+    fn try_from(id: String) -> Result<Self, TaskIdError> {
+        Self::new(id)
+    }
+}
+
+impl From<TaskId> for String {
+    fn from(id: TaskId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
+/// A task id is empty or too long.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a task id has 1 to {max} bytes, this one has {bytes}", max = TaskId::MAX_BYTES)]
+pub struct TaskIdError {
+    /// Length of the id.
+    pub bytes: usize,
+}
+
+/// One unit of work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Task {
+    /// Which task this is; `None` until the producer gives it one.
+    pub id: Option<TaskId>,
+    /// What the task touches.
+    pub resource: Resource,
+    /// What sort of task it is, for the handler; at most 255 bytes.
+    pub kind: Option<String>,
+    /// MIME type of the payload; at most 255 bytes.
+    pub content_type: Option<String>,
+    /// The work itself, in the producer's own format.
+    pub payload: Bytes,
+    /// W3C trace context of the producer.
+    pub traceparent: Option<String>,
+    /// When it was published; `None` until the producer sends it. Whole seconds.
+    pub published_at: Option<SystemTime>,
+}
+
+impl Task {
+    /// A task on `resource` with this payload; the producer makes its id.
+    ///
+    /// # Errors
+    /// [`ResourceError`] when the key is empty or too long.
+    pub fn new(
+        resource: impl AsRef<str>,
+        payload: impl Into<Bytes>,
+    ) -> Result<Self, ResourceError> {
+        Ok(Self::on(Resource::new(resource)?, payload))
+    }
+
+    /// A task on a resource that is checked already.
+    #[must_use]
+    pub fn on(resource: Resource, payload: impl Into<Bytes>) -> Self {
+        Self {
+            id: None,
+            resource,
+            kind: None,
+            content_type: None,
+            payload: payload.into(),
+            traceparent: None,
+            published_at: None,
+        }
+    }
+
+    /// Sets the id.
+    #[must_use]
+    pub fn with_id(mut self, id: TaskId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Sets the kind.
+    #[must_use]
+    pub fn with_kind(mut self, kind: impl Into<String>) -> Self {
+        self.kind = Some(kind.into());
+        self
+    }
+
+    /// Sets the MIME type of the payload.
+    #[must_use]
+    pub fn with_content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.content_type = Some(content_type.into());
+        self
+    }
+}
+
+/// The properties of a message as they came over the wire, before anything is
+/// believed of them.
+#[derive(Debug, Clone, Default)]
+pub struct Envelope<'a> {
+    /// `message_id`
+    pub message_id: Option<&'a str>,
+    /// `type`
+    pub kind: Option<&'a str>,
+    /// `content_type`
+    pub content_type: Option<&'a str>,
+    /// `timestamp`, seconds since 1970
+    pub timestamp: Option<u64>,
+    /// header `resource`
+    pub resource: Option<Header<'a>>,
+    /// header `traceparent`
+    pub traceparent: Option<Header<'a>>,
+}
+
+/// A header's value as it came over the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header<'a> {
+    /// A string, which AMQP does not promise to be UTF-8.
+    Bytes(&'a [u8]),
+    /// A value of another AMQP type, by that type's name.
+    Other(&'static str),
+}
+
+/// Why a message is not a task.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnvelopeError {
+    /// There is no header `resource`.
+    #[error("the header `resource` is missing: not a keylane task")]
+    NoResource,
+    /// The header `resource` is not a string.
+    #[error("the header `resource` is of type {found}, it must be a string")]
+    ResourceType {
+        /// The AMQP type that was found.
+        found: &'static str,
+    },
+    /// The header `resource` is no valid resource key.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    /// `message_id` is no valid task id.
+    #[error("message_id: {0}")]
+    TaskId(#[from] TaskIdError),
+}
+
+impl Envelope<'_> {
+    /// Reads a task out of the properties and the body.
+    ///
+    /// A missing id stays `None`; a `traceparent` that is not a string is
+    /// ignored, since a broken trace must not stop work.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`] when the message has no usable resource or id.
+    pub fn into_task(self, payload: Bytes) -> Result<Task, EnvelopeError> {
+        let resource = match self.resource {
+            None => return Err(EnvelopeError::NoResource),
+            Some(Header::Other(found)) => return Err(EnvelopeError::ResourceType { found }),
+            Some(Header::Bytes(bytes)) => {
+                Resource::new(std::str::from_utf8(bytes).map_err(|_| ResourceError::NotUtf8)?)?
+            }
+        };
+        let traceparent = match self.traceparent {
+            Some(Header::Bytes(bytes)) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+            Some(Header::Other(_)) | None => None,
+        };
+        Ok(Task {
+            id: self.message_id.map(TaskId::new).transpose()?,
+            resource,
+            kind: self.kind.map(str::to_owned),
+            content_type: self.content_type.map(str::to_owned),
+            payload,
+            traceparent,
+            published_at: self
+                .timestamp
+                .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(resource: Header<'_>) -> Envelope<'_> {
+        Envelope { resource: Some(resource), ..Envelope::default() }
+    }
+
+    #[test]
+    fn resources_are_checked_at_the_edge() {
+        assert_eq!(Resource::new(""), Err(ResourceError::Empty));
+        assert!(Resource::new("x".repeat(1024)).is_ok());
+        let long = Resource::new("x".repeat(1025));
+        assert_eq!(long, Err(ResourceError::TooLong { bytes: 1025 }));
+    }
+
+    #[test]
+    fn a_task_id_is_one_to_255_bytes() {
+        assert_eq!(TaskId::new(""), Err(TaskIdError { bytes: 0 }));
+        assert!(TaskId::new("i".repeat(255)).is_ok());
+        assert_eq!(TaskId::new("i".repeat(256)), Err(TaskIdError { bytes: 256 }));
+    }
+
+    #[test]
+    fn every_unusable_resource_has_its_own_reason() {
+        let read = |e: Envelope<'_>| e.into_task(Bytes::new()).expect_err("must be refused");
+        assert_eq!(read(Envelope::default()), EnvelopeError::NoResource);
+        assert_eq!(
+            read(envelope(Header::Other("integer"))),
+            EnvelopeError::ResourceType { found: "integer" }
+        );
+        assert_eq!(read(envelope(Header::Bytes(b"\xff"))), ResourceError::NotUtf8.into());
+        assert_eq!(read(envelope(Header::Bytes(b""))), ResourceError::Empty.into());
+    }
+
+    #[test]
+    fn a_message_becomes_a_task() {
+        let envelope = Envelope {
+            message_id: Some("t-1"),
+            kind: Some("transfer"),
+            timestamp: Some(1_700_000_000),
+            traceparent: Some(Header::Other("boolean")),
+            ..envelope(Header::Bytes("konto/ä".as_bytes()))
+        };
+        let task = envelope.into_task(Bytes::from_static(b"{}")).expect("a task");
+        assert_eq!(task.resource.as_str(), "konto/ä");
+        assert_eq!(task.id.as_ref().map(TaskId::as_str), Some("t-1"));
+        assert_eq!(task.kind.as_deref(), Some("transfer"));
+        assert_eq!(task.traceparent, None, "a broken trace does not stop work");
+        assert_eq!(task.payload.as_ref(), b"{}");
+    }
+
+    #[test]
+    fn a_timestamp_out_of_range_is_ignored() {
+        let envelope = Envelope { timestamp: Some(u64::MAX), ..envelope(Header::Bytes(b"r")) };
+        let task = envelope.into_task(Bytes::new()).expect("a task");
+        assert_eq!(task.published_at, None);
+    }
+}

@@ -1,0 +1,210 @@
+//! Where the broker is, and connections to it.
+
+use std::fmt;
+use std::time::Duration;
+
+pub(crate) use lapin::Connection;
+use lapin::{ConnectionProperties, types::FieldTable, types::LongString};
+use url::Url;
+
+use super::error::{Doing, Error, reply};
+use super::version::{is_supported, version};
+use crate::protocol::names::Namespace;
+
+/// A node that does not accept a connection in this time is passed over: long
+/// enough for a handshake across an ocean, short enough to try three nodes
+/// while somebody waits.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A silent connection is given up after about twice this. The broker default
+/// of 60 s would leave a partition without its owner for two minutes.
+const HEARTBEAT_S: u16 = 10;
+
+/// Where the broker is and which namespace to use. Cheap to clone; nothing
+/// happens before something is opened with it.
+#[derive(Clone)]
+pub struct Connect {
+    nodes: Vec<Url>,
+    namespace: Namespace,
+    name: String,
+}
+
+impl Connect {
+    /// One address, or the addresses of several nodes of one cluster, separated
+    /// by commas: `amqp://user:password@host:5672/vhost`, `amqps://…` for TLS.
+    /// They are tried in turn. The namespace is `keylane`.
+    ///
+    /// # Errors
+    /// [`Error::BadUrl`] when an address cannot be read.
+    pub fn new(urls: impl AsRef<str>) -> Result<Self, Error> {
+        let nodes = urls.as_ref().split(',').map(|url| parse(url.trim()));
+        let nodes = nodes.collect::<Result<_, _>>()?;
+        Ok(Self { nodes, namespace: Namespace::default(), name: "keylane".to_owned() })
+    }
+
+    /// Uses another namespace.
+    #[must_use]
+    pub fn with_namespace(mut self, namespace: Namespace) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
+    /// Sets the name by which the broker's tools show the connections.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The namespace in use.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Refuses a broker that is too old for what keylane relies on.
+    pub(crate) async fn check_version(&self) -> Result<(), Error> {
+        for node in &self.nodes {
+            match version(node.as_str()).await {
+                Some(version) if !is_supported(&version) => {
+                    return Err(Error::BrokerTooOld { url: masked(node), version });
+                }
+                Some(_) => return Ok(()),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses, with their passwords, for another process of ours.
+    #[cfg(feature = "cli")]
+    pub(crate) fn urls(&self) -> String {
+        self.nodes.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
+    }
+
+    /// Opens a connection to the first node that answers.
+    pub(crate) async fn open(&self, role: &str) -> Result<lapin::Connection, Error> {
+        let mut tried = Vec::new();
+        for node in &self.nodes {
+            let properties = ConnectionProperties::default()
+                .with_connection_name(format!("{} {role}", self.name).into())
+                .with_client_property("product".into(), LongString::from("keylane"));
+            let connecting = lapin::Connection::connect(node.as_str(), properties);
+            match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => tried.push(refusal(node, &error)?),
+                Err(_) => tried.push(format!(
+                    "{} (no answer in {} s)",
+                    masked(node),
+                    CONNECT_TIMEOUT.as_secs()
+                )),
+            }
+        }
+        Err(Error::Unreachable { tried: tried.join(", ") })
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect")
+            .field("nodes", &self.nodes.iter().map(masked).collect::<Vec<_>>())
+            .field("namespace", &self.namespace)
+            .finish()
+    }
+}
+
+fn parse(text: &str) -> Result<Url, Error> {
+    // The text may hold a password even if it is no URL, so it is not repeated whole.
+    let bad = |reason: String| Error::BadUrl {
+        url: text.rsplit('@').next().unwrap_or_default().to_owned(),
+        reason,
+    };
+    let mut url = Url::parse(text).map_err(|e| bad(e.to_string()))?;
+    if !matches!(url.scheme(), "amqp" | "amqps") {
+        return Err(bad("the scheme must be amqp or amqps".to_owned()));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(bad("it has no host".to_owned()));
+    }
+    // AMQP's own reading: no path at all is the default virtual host.
+    if matches!(url.path(), "" | "/") {
+        url.set_path("/%2f");
+    }
+    if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
+        url.query_pairs_mut().append_pair("heartbeat", &HEARTBEAT_S.to_string());
+    }
+    Ok(url)
+}
+
+/// The address as it may be shown.
+fn masked(url: &Url) -> String {
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    let vhost = if url.path() == "/%2f" { "" } else { url.path() };
+    format!("{}://{}{port}{vhost}", url.scheme(), url.host_str().unwrap_or_default())
+}
+
+/// A node refused us: either that is final, or the next node is tried.
+fn refusal(node: &Url, error: &lapin::Error) -> Result<String, Error> {
+    let user = match node.username() {
+        "" => "guest",
+        user => user,
+    };
+    let (url, user) = (masked(node), user.to_owned());
+    match reply(error) {
+        Some((403, _)) => Err(Error::AccessRefused { url, user }),
+        Some((530, reply)) => {
+            let vhost = node.path().trim_start_matches('/').replace("%2f", "/");
+            Err(Error::VhostRefused { url, vhost, user, reply })
+        }
+        _ => Ok(format!("{url} ({error})")),
+    }
+}
+
+/// Opens a channel whose publishes are confirmed.
+pub(crate) async fn confirm_channel(
+    connection: &lapin::Connection,
+) -> Result<lapin::Channel, Error> {
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    channel.confirm_select(Default::default()).await.doing("switch on publisher confirms")?;
+    Ok(channel)
+}
+
+/// Closes a channel; one that is closed already is as good.
+pub(crate) async fn close(channel: &lapin::Channel) {
+    if let Err(error) = channel.close(200, "done".into()).await {
+        tracing::debug!(%error, "the channel was closed already");
+    }
+}
+
+/// Arguments of a queue, exchange or consumer.
+pub(crate) fn arguments<const N: usize>(pairs: [(&str, lapin::types::AMQPValue); N]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in pairs {
+        table.insert(key.into(), value);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_and_completed() {
+        let connect = Connect::new("amqp://h1, amqps://u:secret@h2:5671/team").expect("two nodes");
+        let urls: Vec<_> = connect.nodes.iter().map(Url::as_str).collect();
+        let expected = ["amqp://h1/%2f?heartbeat=10", "amqps://u:secret@h2:5671/team?heartbeat=10"];
+        assert_eq!(urls, expected);
+        for bad in ["", "h1:5672", "http://h1", "amqp://", "amqp://h:port"] {
+            assert!(matches!(Connect::new(bad), Err(Error::BadUrl { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        let connect = Connect::new("amqp://u:secret@h1:1/v").expect("a node");
+        assert!(!format!("{connect:?}").contains("secret"));
+        let bad = Connect::new("amqq://u:secret@h1:1/v").expect_err("a wrong scheme");
+        assert!(!format!("{bad} {bad:?}").contains("secret"), "{bad}");
+    }
+}

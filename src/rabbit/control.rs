@@ -1,0 +1,182 @@
+//! How workers hear of one another, and how `status` hears of them: a fanout
+//! exchange, to which every worker has bound a queue of its own that ends with
+//! its connection.
+//!
+//! Nothing that is said here matters for safety. A lost greeting makes a
+//! hand-over slower, a lost report makes a table shorter.
+
+use std::time::Duration;
+
+use futures_lite::StreamExt;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, Consumer};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::error::{Doing, Error};
+use crate::protocol::names::Namespace;
+use crate::protocol::ownership::{Weight, WorkerId};
+
+/// What is said to all workers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Said {
+    /// A worker consumes all partitions now: those that it wins may be given
+    /// up to it.
+    Hello {
+        /// Which one.
+        worker: WorkerId,
+        /// Its capacity.
+        weight: Weight,
+    },
+    /// How are you? Answers go to the queue in `reply_to`.
+    Report,
+}
+
+/// How a worker is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkerReport {
+    /// Its name.
+    pub worker: WorkerId,
+    /// Its share of the partitions, relative to the others.
+    pub weight: Weight,
+    /// How many tasks it runs at once, at the most.
+    pub slots: u32,
+    /// How long it has been running, in milliseconds.
+    pub uptime_ms: u64,
+    /// Tasks executed since it started.
+    pub executed: u64,
+    /// Attempts that failed since it started.
+    pub failed: u64,
+    /// Tasks dead-lettered since it started.
+    pub dead_lettered: u64,
+    /// The partitions that it holds deliveries of.
+    pub partitions: Vec<HeldPartition>,
+}
+
+/// A partition that a worker holds deliveries of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HeldPartition {
+    /// Its number.
+    pub partition: u32,
+    /// Deliveries that are not settled.
+    pub unsettled: u32,
+    /// Tasks that run now.
+    pub running: u32,
+}
+
+impl HeldPartition {
+    /// A partition with these counts.
+    pub(crate) fn new(partition: u32, unsettled: u32, running: u32) -> Self {
+        Self { partition, unsettled, running }
+    }
+}
+
+/// A place to hear and speak.
+pub(crate) struct Control {
+    channel: Channel,
+    consumer: Consumer,
+    exchange: String,
+    own_queue: String,
+}
+
+impl Control {
+    /// Listens. With `to_all`, what is said to all workers; else only replies.
+    pub(crate) async fn open(
+        connection: &Connection,
+        namespace: &Namespace,
+        to_all: bool,
+    ) -> Result<Self, Error> {
+        let channel = connection.create_channel().await.doing("open a channel")?;
+        let exchange = namespace.control();
+        let queue = format!("{exchange}.{}", Uuid::now_v7().simple());
+        let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let declared = channel.queue_declare(queue.as_str().into(), own, FieldTable::default());
+        declared.await.doing(format!("declare {queue}"))?;
+        if to_all {
+            channel
+                .queue_bind(
+                    queue.as_str().into(),
+                    exchange.as_str().into(),
+                    "".into(),
+                    QueueBindOptions::default(),
+                    FieldTable::default(),
+                )
+                .await
+                .doing(format!("listen to {exchange}"))?;
+        }
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let consumer = channel
+            .basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default())
+            .await
+            .doing(format!("listen to {exchange}"))?;
+        Ok(Self { channel, consumer, exchange, own_queue: queue })
+    }
+
+    /// What is said next, and where an answer goes. `None` when the channel is
+    /// gone.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn hear(&mut self) -> Option<(Said, Option<String>)> {
+        loop {
+            let delivery = self.consumer.next().await?.ok()?;
+            match serde_json::from_slice(&delivery.data) {
+                Ok(said) => {
+                    let reply_to = delivery.properties.reply_to().as_ref().map(ToString::to_string);
+                    return Some((said, reply_to));
+                }
+                // A newer keylane may say more.
+                Err(error) => tracing::debug!(%error, "not understood on the control exchange"),
+            }
+        }
+    }
+
+    /// Says something to all workers.
+    pub(crate) async fn say(&self, said: &Said) -> Result<(), Error> {
+        self.publish(&self.exchange, "", said).await
+    }
+
+    /// Answers one who asked.
+    pub(crate) async fn answer(&self, to: &str, report: &WorkerReport) -> Result<(), Error> {
+        self.publish("", to, report).await
+    }
+
+    /// Gathers reports until none has come for a while: `patience` for the
+    /// first one, `quiet` after each. How many there will be nobody knows, since
+    /// the broker does not count consumers that stand by.
+    pub(crate) async fn reports(
+        &mut self,
+        patience: Duration,
+        quiet: Duration,
+    ) -> Vec<WorkerReport> {
+        let mut reports = Vec::new();
+        let mut wait = patience;
+        while let Ok(Some(Ok(delivery))) = tokio::time::timeout(wait, self.consumer.next()).await {
+            match serde_json::from_slice(&delivery.data) {
+                Ok(report) => reports.push(report),
+                Err(error) => tracing::debug!(%error, "a report was not understood"),
+            }
+            wait = quiet;
+        }
+        reports
+    }
+
+    async fn publish(&self, exchange: &str, key: &str, body: &impl Serialize) -> Result<(), Error> {
+        let doing = || format!("speak on {}", self.exchange);
+        let body = serde_json::to_vec(body)
+            .map_err(|error| Error::Broker { doing: doing(), source: Box::new(error) })?;
+        let properties = BasicProperties::default().with_reply_to(self.own_queue.as_str().into());
+        let options = BasicPublishOptions::default();
+        self.channel
+            .basic_publish(exchange.into(), key.into(), options, &body, properties)
+            .await
+            .doing(doing())?;
+        Ok(())
+    }
+}

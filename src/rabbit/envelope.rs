@@ -1,0 +1,166 @@
+//! Tasks as AMQP messages, and back.
+
+use std::time::SystemTime;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use uuid::Uuid;
+
+use crate::protocol::task::{Envelope, Header, RESOURCE_HEADER, TRACEPARENT_HEADER, Task, TaskId};
+
+/// AMQP's number for a message that survives a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// Header by which the broker counts how often a delivery was lost.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// The properties of a task's message. `None` if the kind or the content type
+/// is longer than AMQP's 255 bytes.
+pub(crate) fn properties(task: &Task, id: &TaskId) -> Option<BasicProperties> {
+    let mut headers = FieldTable::default();
+    let text = |value: &str| AMQPValue::LongString(LongString::from(value));
+    headers.insert(RESOURCE_HEADER.into(), text(task.resource.as_str()));
+    if let Some(traceparent) = &task.traceparent {
+        headers.insert(TRACEPARENT_HEADER.into(), text(traceparent));
+    }
+    let mut properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(id.as_str().into())
+        .with_timestamp(now_s())
+        .with_headers(headers);
+    if let Some(kind) = &task.kind {
+        properties = properties.with_type(ShortString::try_new(kind.as_str()).ok()?);
+    }
+    if let Some(content_type) = &task.content_type {
+        properties =
+            properties.with_content_type(ShortString::try_new(content_type.as_str()).ok()?);
+    }
+    Some(properties)
+}
+
+/// The properties of a message from the inbox, as a task's: durable, with an id
+/// and a time. Left out is what would make the broker expire it, refuse it, or
+/// copy it to other queues.
+pub(crate) fn forwarded(properties: &BasicProperties) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    if let Some(original) = properties.headers() {
+        for (key, value) in original.inner() {
+            if !BROKERS_OWN.contains(&key.as_str()) {
+                headers.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    let id = properties.message_id().clone();
+    let id = id.unwrap_or_else(|| Uuid::now_v7().hyphenated().to_string().into());
+    kept(properties)
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(id)
+        .with_timestamp(properties.timestamp().unwrap_or_else(now_s))
+        .with_headers(headers)
+}
+
+/// Headers that the broker adds to a delivery, or acts upon.
+pub(crate) const BROKERS_OWN: [&str; 4] = ["x-delivery-count", "x-acquired-count", "CC", "BCC"];
+
+/// The properties that mean nothing to the broker, without the headers.
+pub(crate) fn kept(properties: &BasicProperties) -> BasicProperties {
+    let mut kept = BasicProperties::default();
+    macro_rules! keep {
+        ($($get:ident => $set:ident),*) => {$(
+            if let Some(value) = properties.$get() {
+                kept = kept.$set(value.clone());
+            }
+        )*};
+    }
+    keep!(
+        content_type => with_content_type, content_encoding => with_content_encoding,
+        priority => with_priority, correlation_id => with_correlation_id,
+        reply_to => with_reply_to, message_id => with_message_id,
+        timestamp => with_timestamp, kind => with_type, app_id => with_app_id
+    );
+    kept
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What the properties say, before anything is believed of it.
+pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
+    Envelope {
+        message_id: properties.message_id().as_ref().map(ShortString::as_str),
+        kind: properties.kind().as_ref().map(ShortString::as_str),
+        content_type: properties.content_type().as_ref().map(ShortString::as_str),
+        timestamp: *properties.timestamp(),
+        resource: header(properties, RESOURCE_HEADER).map(untrusted),
+        traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
+    }
+}
+
+/// How often a channel that held this message was lost.
+pub(crate) fn losses(properties: &BasicProperties) -> u32 {
+    header(properties, DELIVERY_COUNT).and_then(integer).map_or(0, |n| n.try_into().unwrap_or(0))
+}
+
+/// A header as text, if it is UTF-8 text.
+pub(crate) fn text<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a str> {
+    match untrusted(header(properties, name)?) {
+        Header::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+        Header::Other(_) => None,
+    }
+}
+
+/// A header as a whole number.
+pub(crate) fn number(properties: &BasicProperties, name: &str) -> Option<i64> {
+    header(properties, name).and_then(integer)
+}
+
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+fn integer(value: &AMQPValue) -> Option<i64> {
+    match value {
+        AMQPValue::ShortShortInt(n) => Some(i64::from(*n)),
+        AMQPValue::ShortShortUInt(n) => Some(i64::from(*n)),
+        AMQPValue::ShortInt(n) => Some(i64::from(*n)),
+        AMQPValue::ShortUInt(n) => Some(i64::from(*n)),
+        AMQPValue::LongInt(n) => Some(i64::from(*n)),
+        AMQPValue::LongUInt(n) => Some(i64::from(*n)),
+        AMQPValue::LongLongInt(n) => Some(*n),
+        AMQPValue::Boolean(_)
+        | AMQPValue::Float(_)
+        | AMQPValue::Double(_)
+        | AMQPValue::DecimalValue(_)
+        | AMQPValue::ShortString(_)
+        | AMQPValue::LongString(_)
+        | AMQPValue::FieldArray(_)
+        | AMQPValue::Timestamp(_)
+        | AMQPValue::FieldTable(_)
+        | AMQPValue::ByteArray(_)
+        | AMQPValue::Void => None,
+    }
+}
+
+fn untrusted(value: &AMQPValue) -> Header<'_> {
+    match value {
+        AMQPValue::LongString(text) => Header::Bytes(text.as_bytes()),
+        AMQPValue::ShortString(text) => Header::Bytes(text.as_str().as_bytes()),
+        AMQPValue::ByteArray(_) => Header::Other("byte array"),
+        AMQPValue::Boolean(_) => Header::Other("boolean"),
+        AMQPValue::Float(_) | AMQPValue::Double(_) | AMQPValue::DecimalValue(_) => {
+            Header::Other("fraction")
+        }
+        AMQPValue::FieldArray(_) => Header::Other("array"),
+        AMQPValue::FieldTable(_) => Header::Other("table"),
+        AMQPValue::Timestamp(_) => Header::Other("timestamp"),
+        AMQPValue::Void => Header::Other("void"),
+        AMQPValue::ShortShortInt(_)
+        | AMQPValue::ShortShortUInt(_)
+        | AMQPValue::ShortInt(_)
+        | AMQPValue::ShortUInt(_)
+        | AMQPValue::LongInt(_)
+        | AMQPValue::LongUInt(_)
+        | AMQPValue::LongLongInt(_) => Header::Other("integer"),
+    }
+}

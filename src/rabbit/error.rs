@@ -1,0 +1,172 @@
+//! What can go wrong between keylane and the broker.
+
+use lapin::ErrorKind;
+
+use crate::protocol::partition::Topology;
+
+/// An operation on the broker failed. The text names the thing and the way out,
+/// and never holds a password.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address of a broker cannot be read.
+    #[error("{url:?} is no broker address ({reason}): write amqp://user:password@host:5672/vhost")]
+    BadUrl {
+        /// The address, its password masked.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No node answers.
+    #[error("no broker answers at {tried}: is it running, and is the address right?")]
+    Unreachable {
+        /// Every address that was tried, with its reason.
+        tried: String,
+    },
+    /// The broker does not know the user or the password.
+    #[error("the broker at {url} refused user {user:?}: check user and password")]
+    AccessRefused {
+        /// The address, its password masked.
+        url: String,
+        /// The user.
+        user: String,
+    },
+    /// The user may not use the virtual host, or there is none of that name.
+    #[error(
+        "the broker at {url} refused virtual host {vhost:?} for user {user:?}: does it exist, and may the user use it? ({reply})"
+    )]
+    VhostRefused {
+        /// The address, its password masked.
+        url: String,
+        /// The virtual host.
+        vhost: String,
+        /// The user.
+        user: String,
+        /// What the broker said.
+        reply: String,
+    },
+    /// The broker is too old.
+    #[error("the broker at {url} is RabbitMQ {version}, keylane needs 4.0 or newer: upgrade it")]
+    BrokerTooOld {
+        /// The address, its password masked.
+        url: String,
+        /// What the broker says it is.
+        version: String,
+    },
+    /// The user lacks a permission on something.
+    #[error("not permitted to {doing}: {reply}")]
+    NotPermitted {
+        /// What was tried.
+        doing: String,
+        /// What the broker said.
+        reply: String,
+    },
+    /// The namespace was never set up.
+    #[error(
+        "namespace {namespace:?} has no topology on this broker: run `keylane init --namespace {namespace}` first"
+    )]
+    TopologyMissing {
+        /// The namespace.
+        namespace: String,
+    },
+    /// The stored topology is another one than wanted.
+    #[error(
+        "namespace {namespace:?} has another topology: stored is {stored}, wanted is {wanted}; use the stored one, or another namespace"
+    )]
+    TopologyDiffers {
+        /// The namespace.
+        namespace: String,
+        /// What the broker stores.
+        stored: Topology,
+        /// What was asked for, or what was in force until now.
+        wanted: Topology,
+    },
+    /// The stored topology cannot be understood.
+    #[error(
+        "the topology of namespace {namespace:?} cannot be read ({reason}), stored is {stored:?}; this keylane knows hash xxh3_64: was it written by a newer version?"
+    )]
+    TopologyUnreadable {
+        /// The namespace.
+        namespace: String,
+        /// The record.
+        stored: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something on the broker has keylane's name and other properties.
+    #[error(
+        "{thing} exists on the broker with other properties: {reply}; delete it, or use another namespace"
+    )]
+    Conflict {
+        /// What exists.
+        thing: String,
+        /// What the broker said.
+        reply: String,
+    },
+    /// A queue of the namespace is gone.
+    #[error("queue {queue} does not exist: was it deleted? Run `keylane init` again")]
+    QueueMissing {
+        /// Its name.
+        queue: String,
+    },
+    /// Anything else, usually a lost connection.
+    #[error("cannot {doing}: {source}")]
+    Broker {
+        /// What was tried.
+        doing: String,
+        /// What the client library said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing
+    /// anything: the broker was unreachable or went away.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broker { .. } => true,
+            Self::BadUrl { .. }
+            | Self::AccessRefused { .. }
+            | Self::VhostRefused { .. }
+            | Self::BrokerTooOld { .. }
+            | Self::NotPermitted { .. }
+            | Self::TopologyMissing { .. }
+            | Self::TopologyDiffers { .. }
+            | Self::TopologyUnreadable { .. }
+            | Self::Conflict { .. }
+            | Self::QueueMissing { .. } => false,
+        }
+    }
+
+    /// Tells what the client library's error means for what was tried.
+    pub(crate) fn from_lapin(doing: impl Into<String>, error: lapin::Error) -> Self {
+        let doing = doing.into();
+        match reply(&error) {
+            Some((403, reply)) => Self::NotPermitted { doing, reply },
+            _ => Self::Broker { doing, source: Box::new(error) },
+        }
+    }
+}
+
+/// Reply code and text, if it was the broker that refused.
+pub(crate) fn reply(error: &lapin::Error) -> Option<(u16, String)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(amqp) => {
+            Some((amqp.get_id(), amqp.get_message().as_str().to_owned()))
+        }
+        _ => None,
+    }
+}
+
+/// Adds what was tried to a result of the client library.
+pub(crate) trait Doing<T> {
+    /// Says what was tried.
+    fn doing(self, what: impl Into<String>) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, lapin::Error> {
+    fn doing(self, what: impl Into<String>) -> Result<T, Error> {
+        self.map_err(|error| Error::from_lapin(what, error))
+    }
+}

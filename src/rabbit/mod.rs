@@ -1,0 +1,19 @@
+//! The broker. The only code that names the client library.
+
+pub(crate) mod claims;
+pub(crate) mod connection;
+pub(crate) mod consumer;
+pub(crate) mod control;
+pub(crate) mod dead_letters;
+pub(crate) mod envelope;
+pub(crate) mod error;
+#[cfg(feature = "cli")]
+pub(crate) mod naive;
+pub(crate) mod publisher;
+#[cfg(feature = "cli")]
+pub(crate) mod purge;
+#[cfg(feature = "cli")]
+pub(crate) mod raw;
+pub(crate) mod status;
+pub(crate) mod topology;
+mod version;

@@ -1,0 +1,401 @@
+//! Publishing with confirms, over a connection of its own that is opened again
+//! when it is lost.
+//!
+//! A connection that publishes is blocked by the broker while memory or disk
+//! run low. Consumers therefore never share one with a [`Publisher`], except
+//! where the two must die together.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_lite::future::poll_once;
+use futures_lite::{Stream, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
+use tokio::sync::{Mutex, watch};
+use tokio::task::AbortHandle;
+
+use super::connection::{Connect, confirm_channel};
+use super::consumer::Delivery;
+use super::envelope;
+use super::error::{Error, reply};
+use super::topology;
+use crate::backoff::Backoff;
+use crate::protocol::names::Namespace;
+use crate::protocol::partition::Topology;
+use crate::protocol::task::{Task, TaskId};
+
+/// A publish was not confirmed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The message cannot be sent as it is.
+    #[error("{reason}")]
+    Invalid {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The payload is over the limit. Nothing was sent.
+    #[error(
+        "the payload has {bytes} bytes, the broker takes {limit}: store it elsewhere and publish a reference, or raise max_message_size on the broker"
+    )]
+    TooLarge {
+        /// Size of the payload.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The broker had no queue for it and gave it back. It was not published.
+    #[error("the broker has no queue for {to} ({reply}): run `keylane init` again")]
+    Unroutable {
+        /// Where it should have gone.
+        to: String,
+        /// What the broker said.
+        reply: String,
+    },
+    /// The broker refused it. It was not published.
+    #[error("the broker refused a message for {to}: is the queue full, or its node down?")]
+    Nacked {
+        /// Where it should have gone.
+        to: String,
+    },
+    /// The connection was lost before the broker's answer came: it may have
+    /// been published, or not. Publishing it again with the same task id is
+    /// safe if the handler is idempotent.
+    #[error(
+        "the connection was lost before the broker confirmed: the message may have been published ({reason})"
+    )]
+    Indeterminate {
+        /// How the connection was lost.
+        reason: String,
+    },
+    /// It was not sent, because there is no connection.
+    #[error("not published: {0}")]
+    NotSent(#[from] Error),
+}
+
+impl PublishError {
+    /// Whether the message may have been published all the same.
+    #[must_use]
+    pub fn is_indeterminate(&self) -> bool {
+        match self {
+            Self::Indeterminate { .. } => true,
+            Self::Invalid { .. }
+            | Self::TooLarge { .. }
+            | Self::Unroutable { .. }
+            | Self::Nacked { .. }
+            | Self::NotSent(_) => false,
+        }
+    }
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    exchange: ShortString,
+    key: ShortString,
+}
+
+impl Route {
+    /// To the queues that `exchange` has bound under `key`.
+    pub(crate) fn new(exchange: &str, key: &str) -> Self {
+        Self { exchange: exchange.into(), key: key.into() }
+    }
+
+    /// To one queue, by its name.
+    pub(crate) fn queue(name: &str) -> Self {
+        Self::new("", name)
+    }
+
+    /// To the partitions of a topology, by their numbers.
+    pub(crate) fn partitions(namespace: &Namespace, topology: &Topology) -> Vec<Self> {
+        let exchange = namespace.exchange(topology);
+        let route = |partition| Self::new(&exchange, &namespace.routing_key(partition));
+        topology.partitions().map(route).collect()
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.exchange.as_str() {
+            "" => write!(f, "queue {}", self.key),
+            exchange => write!(f, "key {} of exchange {exchange}", self.key),
+        }
+    }
+}
+
+/// A message that was sent and not answered yet.
+pub(crate) struct Sent {
+    session: SessionId,
+    answer: Answer,
+    route: Route,
+    bytes: usize,
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sent").field("route", &self.route).field("bytes", &self.bytes).finish()
+    }
+}
+
+/// Writes the message, and waits for the broker's answer to it.
+type Answer = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
+
+impl Sent {
+    /// Over which connection.
+    pub(crate) fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Waits for the broker's answer.
+    ///
+    /// # Cancel safety
+    /// The message stays sent; its outcome is forgotten.
+    pub(crate) async fn confirmed(self) -> Result<(), PublishError> {
+        match self.answer.await {
+            // A returned message is acked as well: the return is what counts.
+            Ok(Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back))) => {
+                let (to, reply) = (self.route.to_string(), back.reply_text.to_string());
+                Err(PublishError::Unroutable { to, reply })
+            }
+            Ok(Confirmation::Ack(None)) => Ok(()),
+            Ok(Confirmation::Nack(None)) => {
+                Err(PublishError::Nacked { to: self.route.to_string() })
+            }
+            Ok(Confirmation::NotRequested) => Err(PublishError::Indeterminate {
+                reason: "publisher confirms are off on this channel".to_owned(),
+            }),
+            Err(error) => Err(lost(&error, &self.route, self.bytes)),
+        }
+    }
+}
+
+/// The channel died under a message. What the broker closes it for takes the
+/// messages beside it along: they are indeterminate.
+fn lost(error: &lapin::Error, route: &Route, bytes: usize) -> PublishError {
+    match reply(error) {
+        Some((403, reply)) => PublishError::NotSent(Error::NotPermitted {
+            doing: format!("publish to {route}"),
+            reply,
+        }),
+        Some((404, reply)) => PublishError::Unroutable { to: route.to_string(), reply },
+        Some((406, reply)) if reply.contains("max size") => {
+            let limit = reply.split_whitespace().rev().find_map(|word| word.parse().ok());
+            match limit {
+                Some(limit) if bytes > limit => PublishError::TooLarge { bytes, limit },
+                _ => PublishError::Indeterminate { reason: reply },
+            }
+        }
+        _ => PublishError::Indeterminate { reason: error.to_string() },
+    }
+}
+
+/// One of the connections that a publisher has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionId(u64);
+
+/// Publishes; connects when first used and whenever the connection is lost.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    connect: Connect,
+    role: &'static str,
+    /// What must still hold after a reconnect.
+    topology: Topology,
+    patience: Option<Duration>,
+    session: Mutex<Option<Session>>,
+    blocked: watch::Sender<Option<String>>,
+    sessions: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    channel: Arc<Channel>,
+    connection: Connection,
+    listener: AbortHandle,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+impl Publisher {
+    /// Not connected yet. `patience` is how long a lost connection is tried
+    /// again; `None` is for ever.
+    pub(crate) fn new(
+        connect: Connect,
+        role: &'static str,
+        topology: Topology,
+        patience: Option<Duration>,
+    ) -> Self {
+        let (blocked, _) = watch::channel(None);
+        Self {
+            connect,
+            role,
+            topology,
+            patience,
+            session: Mutex::new(None),
+            blocked,
+            sessions: AtomicU64::new(0),
+        }
+    }
+
+    /// Uses this connection until it is lost.
+    pub(crate) async fn with_connection(self, connection: Connection) -> Result<Self, Error> {
+        let session = self.session_on(connection).await?;
+        *self.session.lock().await = Some(session);
+        Ok(self)
+    }
+
+    /// Why the broker blocks the connection, while it does.
+    pub(crate) fn blocked(&self) -> watch::Receiver<Option<String>> {
+        self.blocked.subscribe()
+    }
+
+    /// Sends a message. Those sent one after another over one connection arrive
+    /// in that order. With `only_on` it is not sent over any other: it must not
+    /// overtake what a lost connection left open.
+    ///
+    /// # Cancel safety
+    /// The message may or may not be sent.
+    pub(crate) async fn send(
+        &self,
+        route: &Route,
+        properties: BasicProperties,
+        payload: Bytes,
+        only_on: Option<SessionId>,
+    ) -> Result<Sent, PublishError> {
+        // The lock is what keeps the order: fair, and held until it is written.
+        let mut slot = self.session.lock().await;
+        let alive = slot.as_ref().filter(|session| session.channel.status().connected());
+        if only_on.is_some_and(|id| alive.is_none_or(|session| session.id != id)) {
+            let reason = "a message before it is unanswered on a lost connection".to_owned();
+            return Err(PublishError::Indeterminate { reason });
+        }
+        if alive.is_none() {
+            *slot = None;
+            *slot = Some(self.reconnect().await?);
+        }
+        let Some(session) = slot.as_ref() else {
+            return Err(PublishError::Indeterminate { reason: "no session".to_owned() });
+        };
+        let (channel, to, bytes) = (Arc::clone(&session.channel), route.clone(), payload.len());
+        let mut answer: Answer = Box::pin(async move {
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let Route { exchange, key } = to;
+            channel.basic_publish(exchange, key, options, &payload, properties).await?.await
+        });
+        // The first poll puts the frames into the connection's queue, which is
+        // what orders them. Waiting until they are written, one message at a
+        // time, would cost two changes of threads for each.
+        match poll_once(&mut answer).await {
+            Some(Err(error)) => Err(lost(&error, route, bytes)),
+            Some(answered) => {
+                let answer: Answer = Box::pin(std::future::ready(answered));
+                Ok(Sent { session: session.id, answer, route: route.clone(), bytes })
+            }
+            None => Ok(Sent { session: session.id, answer, route: route.clone(), bytes }),
+        }
+    }
+
+    /// Sends a task, by that id.
+    ///
+    /// # Cancel safety
+    /// The task may or may not be sent.
+    pub(crate) async fn send_task(
+        &self,
+        route: &Route,
+        task: &Task,
+        id: &TaskId,
+        only_on: Option<SessionId>,
+    ) -> Result<Sent, PublishError> {
+        let properties = envelope::properties(task, id).ok_or_else(|| PublishError::Invalid {
+            reason: format!("task {id}: its kind or content type has more than 255 bytes"),
+        })?;
+        self.send(route, properties, task.payload.clone(), only_on).await
+    }
+
+    /// Sends on a message as it came, with what a task must have and it lacks.
+    ///
+    /// # Cancel safety
+    /// The message may or may not be sent.
+    pub(crate) async fn forward(
+        &self,
+        route: &Route,
+        delivery: &Delivery,
+    ) -> Result<Sent, PublishError> {
+        let properties = envelope::forwarded(&delivery.properties);
+        self.send(route, properties, delivery.payload.clone(), None).await
+    }
+
+    async fn reconnect(&self) -> Result<Session, Error> {
+        let mut backoff = Backoff::new(self.patience);
+        loop {
+            let error = match self.session().await {
+                Ok(session) => return Ok(session),
+                Err(error) if error.is_retryable() => error,
+                Err(error) => return Err(error),
+            };
+            let Some(delay) = backoff.next() else { return Err(error) };
+            tracing::warn!(%error, retry_in = ?delay, "cannot publish");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    async fn session(&self) -> Result<Session, Error> {
+        let connection = self.connect.open(self.role).await?;
+        let stored = topology::read(&connection, self.connect.namespace()).await?;
+        if stored != self.topology {
+            return Err(Error::TopologyDiffers {
+                namespace: self.connect.namespace().to_string(),
+                stored,
+                wanted: self.topology,
+            });
+        }
+        self.session_on(connection).await
+    }
+
+    async fn session_on(&self, connection: Connection) -> Result<Session, Error> {
+        let events = connection.events_listener();
+        let channel = Arc::new(confirm_channel(&connection).await?);
+        self.blocked.send_replace(None);
+        let listener = tokio::spawn(tell_blocked(events, self.blocked.clone())).abort_handle();
+        let id = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
+        Ok(Session { id, channel, connection, listener })
+    }
+
+    /// Says goodbye. What is not confirmed by then is indeterminate.
+    pub(crate) async fn close(&self) {
+        if let Some(session) = self.session.lock().await.take()
+            && let Err(error) = session.connection.close(200, "done".into()).await
+        {
+            tracing::debug!(%error, "the connection was closed already");
+        }
+    }
+}
+
+async fn tell_blocked(
+    mut events: impl Stream<Item = Event> + Unpin,
+    blocked: watch::Sender<Option<String>>,
+) {
+    while let Some(event) = events.next().await {
+        match event {
+            Event::ConnectionBlocked(reason) => {
+                tracing::warn!(%reason, "the broker blocks publishing: waiting until it recovers");
+                blocked.send_replace(Some(reason));
+            }
+            Event::ConnectionUnblocked => {
+                tracing::info!("the broker takes messages again");
+                blocked.send_replace(None);
+            }
+            _ => {}
+        }
+    }
+}

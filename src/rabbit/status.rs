@@ -1,0 +1,125 @@
+//! How a namespace is: counts from the broker, the rest from the workers.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::connection::{Connect, close};
+use super::consumer::counts;
+use super::control::{Control, Said, WorkerReport};
+use super::error::{Doing, Error};
+use super::topology::{self, close_connection};
+use crate::protocol::ownership::{WorkerId, priority};
+use crate::protocol::partition::{PartitionId, Topology};
+
+/// A worker that has not answered by then is shown as silent. Workers answer
+/// within milliseconds unless they are stopped or cut off.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// After the first answer, the others come within milliseconds too; this is a
+/// fleet that is very busy.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// How a namespace is at one moment.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The namespace.
+    pub namespace: String,
+    /// Its layout.
+    pub topology: Topology,
+    /// Every partition, in order.
+    pub partitions: Vec<PartitionStatus>,
+    /// The workers that answered, by name.
+    pub workers: Vec<WorkerReport>,
+    /// Tasks that wait for a router.
+    pub inbox: u32,
+    /// Whether a router takes them.
+    pub routed: bool,
+    /// Dead letters.
+    pub dead: u32,
+}
+
+/// How a partition is.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct PartitionStatus {
+    /// Its number.
+    pub partition: PartitionId,
+    /// The worker that holds its deliveries; if nobody holds any, the one that
+    /// would get the next. `None` if nobody consumes it.
+    pub owner: Option<WorkerId>,
+    /// Tasks that wait on the broker.
+    pub ready: u32,
+    /// Deliveries at workers that are not settled.
+    pub unsettled: u32,
+    /// Tasks that run now.
+    pub running: u32,
+    /// Whether anybody consumes it. The broker does not tell how many stand by.
+    pub consumed: bool,
+}
+
+/// Looks at a namespace.
+///
+/// # Errors
+/// [`Error::TopologyMissing`], [`Error::QueueMissing`] and the errors of
+/// connecting.
+pub async fn status(connect: &Connect) -> Result<Status, Error> {
+    let connection = connect.open("status").await?;
+    let namespace = connect.namespace();
+    let topology = topology::read(&connection, namespace).await?;
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    let count = async |queue: String| {
+        let found = counts(&channel, &queue).await?;
+        found.ok_or(Error::QueueMissing { queue })
+    };
+    let (inbox, routers) = count(namespace.inbox()).await?;
+    let (dead, _) = count(namespace.dead()).await?;
+    let mut partitions = Vec::with_capacity(topology.partitions().len());
+    for partition in topology.partitions() {
+        let (ready, consumers) = count(namespace.partition(&topology, partition)).await?;
+        partitions.push(PartitionStatus {
+            partition,
+            owner: None,
+            ready,
+            unsettled: 0,
+            running: 0,
+            consumed: consumers > 0,
+        });
+    }
+    let mut workers = Vec::new();
+    if partitions.iter().any(|p| p.consumed) {
+        let mut control = Control::open(&connection, namespace, false).await?;
+        control.say(&Said::Report).await?;
+        workers = control.reports(PATIENCE, QUIET).await;
+        workers.sort_by(|a, b| a.worker.cmp(&b.worker));
+    }
+    assign(&mut partitions, &workers);
+    close(&channel).await;
+    close_connection(connection).await;
+    Ok(Status {
+        namespace: namespace.to_string(),
+        topology,
+        partitions,
+        workers,
+        inbox,
+        routed: routers > 0,
+        dead,
+    })
+}
+
+fn assign(partitions: &mut [PartitionStatus], workers: &[WorkerReport]) {
+    for partition in partitions.iter_mut() {
+        let rank = |w: &&WorkerReport| priority(&w.worker, w.weight, partition.partition);
+        partition.owner = workers.iter().max_by_key(rank).map(|w| w.worker.clone());
+    }
+    for worker in workers {
+        for held in &worker.partitions {
+            if let Some(partition) = partitions.get_mut(held.partition as usize) {
+                partition.owner = Some(worker.worker.clone());
+                partition.unsettled += held.unsettled;
+                partition.running += held.running;
+            }
+        }
+    }
+}

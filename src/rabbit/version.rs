@@ -1,0 +1,72 @@
+//! Which RabbitMQ it is: what the broker says of itself before anybody has
+//! logged in. The client library keeps that to itself, so it is asked once
+//! more, when a namespace is set up.
+
+use std::time::Duration;
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use lapin::runtime::default_runtime;
+use lapin::tcp::AMQPUriTcpExt;
+use lapin::uri::AMQPUri;
+
+/// The first words of an AMQP 0-9-1 client.
+const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+/// A broker's first frame has some 500 bytes; more than this is none.
+const LONGEST_GREETING: usize = 16 * 1024;
+/// A broker greets at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The version of the broker at `url`; `None` if it does not say.
+pub(super) async fn version(url: &str) -> Option<String> {
+    let ask = async {
+        let uri: AMQPUri = url.parse().ok()?;
+        let mut stream = uri.connect_async(&default_runtime().ok()?).await.ok()?;
+        stream.write_all(HEADER).await.ok()?;
+        stream.flush().await.ok()?;
+        let mut greeting = Vec::new();
+        let mut chunk = [0; 1024];
+        while greeting.len() < LONGEST_GREETING {
+            let read = stream.read(&mut chunk).await.ok().filter(|read| *read > 0)?;
+            greeting.extend_from_slice(&chunk[..read]);
+            if let Some(version) = version_in(&greeting) {
+                return Some(version);
+            }
+        }
+        None
+    };
+    tokio::time::timeout(PATIENCE, ask).await.ok().flatten()
+}
+
+/// Finds the server property `version`, a long string (type `S`: four bytes of
+/// length, then the text).
+fn version_in(greeting: &[u8]) -> Option<String> {
+    const KEY: &[u8] = b"\x07versionS";
+    let at = greeting.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
+    let length = u32::from_be_bytes(greeting.get(at..at + 4)?.try_into().ok()?) as usize;
+    let text = greeting.get(at + 4..at + 4 + length)?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Whether keylane works with it; what cannot be read is given the benefit of
+/// the doubt.
+pub(super) fn is_supported(version: &str) -> bool {
+    version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_none_or(|m| m >= 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_found_once_it_is_complete() {
+        let greeting = b"\x01\x00\x00....\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x054.3.6...";
+        assert_eq!(version_in(greeting).as_deref(), Some("4.3.6"));
+        assert_eq!(version_in(&greeting[..greeting.len() - 4]), None);
+    }
+
+    #[test]
+    fn four_is_the_least() {
+        assert!(is_supported("4.0.5") && is_supported("10.0") && is_supported("unknown"));
+        assert!(!is_supported("3.13.7"));
+    }
+}

@@ -1,0 +1,110 @@
+//! Takes tasks from the inbox, where anything that speaks AMQP can publish,
+//! and forwards them to their partitions.
+//!
+//! A router is a worker whose handler publishes: the inbox is its only
+//! partition, the broker's confirm is the end of a task, and every rule of
+//! ownership holds. So order per resource survives retries and take-overs, and
+//! several routers stand by for one another. A resource has one task under way
+//! at a time, which bounds it to one task per confirm; whoever needs more for
+//! one resource hashes in the producer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::handler::{Attempt, Failure};
+use crate::protocol::crashes::MaxCrashes;
+use crate::protocol::ownership::WorkerId;
+use crate::protocol::retry::RetryPolicy;
+use crate::rabbit::connection::Connect;
+use crate::rabbit::consumer::Delivery;
+use crate::rabbit::error::Error;
+use crate::rabbit::publisher::{PublishError, Publisher, Route};
+use crate::rabbit::topology::topology;
+use crate::worker::{Execute, Source, WorkerOptions, WorkerSummary, run};
+
+/// How a router forwards.
+#[derive(Debug, Clone)]
+pub struct RouterOptions {
+    /// Its name. Default: a random one.
+    pub id: WorkerId,
+    /// Tasks that are being forwarded at once, at the most. Default 1,000.
+    pub max_in_flight: u16,
+    /// When shut down: time for the broker to confirm what is being forwarded.
+    /// Default 30 s; the rest is forwarded by another router.
+    pub drain_timeout: Duration,
+}
+
+impl Default for RouterOptions {
+    fn default() -> Self {
+        Self {
+            id: WorkerId::random(),
+            max_in_flight: 1_000,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Forwards tasks until `shutdown`, or stands by for another router.
+///
+/// A message without a usable resource goes to the dead letters. What cannot
+/// be published is tried again for ever, in order.
+///
+/// # Errors
+/// As [`crate::work`].
+///
+/// # Cancel safety
+/// Nothing is lost; what was under way may be forwarded twice.
+pub async fn route(
+    connect: &Connect,
+    options: RouterOptions,
+    shutdown: CancellationToken,
+) -> Result<WorkerSummary, Error> {
+    let topology = topology(connect).await?;
+    let forward = Forward {
+        routes: Route::partitions(connect.namespace(), &topology),
+        publisher: Publisher::new(connect.clone(), "router", topology, None),
+    };
+    let retry = RetryPolicy {
+        attempts: 0,
+        first_delay: Duration::from_millis(100),
+        max_delay: Duration::from_secs(5),
+    };
+    let worker = WorkerOptions {
+        id: options.id,
+        slots: u32::from(options.max_in_flight),
+        prefetch: options.max_in_flight,
+        task_timeout: None,
+        retry,
+        max_crashes: MaxCrashes::OFF,
+        drain_timeout: options.drain_timeout,
+        ..WorkerOptions::default()
+    };
+    run(connect, worker, Source::Inbox, forward, shutdown).await
+}
+
+/// Publishes a message to the partition of its resource.
+struct Forward {
+    publisher: Publisher,
+    routes: Vec<Route>,
+}
+
+impl Execute for Forward {
+    async fn execute(&self, attempt: Attempt, delivery: Arc<Delivery>) -> Result<(), Failure> {
+        let route = &self.routes[attempt.partition.number() as usize];
+        let forwarded = match self.publisher.forward(route, &delivery).await {
+            Ok(sent) => sent.confirmed().await,
+            Err(error) => Err(error),
+        };
+        forwarded.map_err(|error| match error {
+            PublishError::Invalid { .. } | PublishError::TooLarge { .. } => {
+                Failure::dead(error.to_string())
+            }
+            PublishError::Unroutable { .. }
+            | PublishError::Nacked { .. }
+            | PublishError::Indeterminate { .. }
+            | PublishError::NotSent(_) => Failure::retry(None, error.to_string()),
+        })
+    }
+}

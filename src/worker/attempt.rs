@@ -1,0 +1,80 @@
+//! One attempt at a task, with all that can end it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Execute;
+use crate::handler::{Attempt, Failure};
+use crate::protocol::lanes::Outcome;
+use crate::rabbit::claims::ClaimRegister;
+use crate::rabbit::consumer::Delivery;
+
+/// Executes the task within the attempt's time.
+pub(super) async fn run<E: Execute>(
+    executor: &E,
+    attempt: Attempt,
+    delivery: Arc<Delivery>,
+) -> Outcome {
+    let timeout = attempt.timeout;
+    let running = executor.execute(attempt, delivery);
+    let result = match timeout {
+        None => running.await,
+        Some(limit) => tokio::time::timeout(limit, running)
+            .await
+            .unwrap_or_else(|_| Err(Failure::failed(format!("no end after {limit:?}")))),
+    };
+    match result {
+        Ok(()) => Outcome::Executed,
+        Err(Failure::Retry { after, reason }) => Outcome::Failed { not_before: after, reason },
+        Err(Failure::Failed { reason }) => Outcome::Failed { not_before: None, reason },
+        Err(Failure::Dead { reason }) => Outcome::Dead { reason },
+    }
+}
+
+/// What a suspect needs to be run: a claim, and maybe the worker to itself.
+pub(super) struct Caution {
+    pub(super) register: Arc<ClaimRegister>,
+    /// All slots of the worker, if the suspect is to run alone.
+    pub(super) alone: Option<(Arc<Semaphore>, u32)>,
+}
+
+impl Caution {
+    /// Runs a suspect: stores the claim before and takes it back after, so that
+    /// it stays only if the worker does not survive.
+    ///
+    /// A claim that cannot be stored does not stop work: evidence is lost then,
+    /// and a killer may kill once more.
+    pub(super) async fn run<E: Execute>(
+        self,
+        executor: &E,
+        attempt: Attempt,
+        delivery: Arc<Delivery>,
+        slot: OwnedSemaphorePermit,
+    ) -> Outcome {
+        let id = attempt.id.clone();
+        let (_slots, alone) = match self.alone {
+            None => (Some(slot), false),
+            Some((slots, all)) => {
+                // Ours goes back first, or two who want them all would wait for each other.
+                drop(slot);
+                (slots.acquire_many_owned(all).await.ok(), true)
+            }
+        };
+        tracing::debug!(task = %id, alone, "runs with a claim: earlier executions were lost");
+        if let Err(error) = self.register.claim(id.clone(), alone).await {
+            tracing::warn!(task = %id, %error, "its claim could not be stored");
+        }
+        let outcome = run(executor, attempt, delivery).await;
+        self.register.clear(&id);
+        // A claim that is left over makes suspect; only one of a run alone condemns.
+        if alone && let Err(error) = self.register.flush().await {
+            tracing::warn!(task = %id, %error, "its claim could not be taken back");
+        }
+        outcome
+    }
+}
+
+/// How long the dead letters are left alone after a failure to publish one.
+pub(super) const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);

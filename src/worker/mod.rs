@@ -1,0 +1,284 @@
+//! Executes tasks: consumes all partitions, and runs those that it owns.
+
+mod attempt;
+mod owner;
+mod session;
+mod tenure;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::backoff::Backoff;
+use crate::handler::{Attempt, Failure, Handler};
+use crate::protocol::crashes::MaxCrashes;
+use crate::protocol::ownership::{Weight, WorkerId};
+use crate::protocol::partition::Topology;
+use crate::protocol::retry::RetryPolicy;
+use crate::rabbit::connection::Connect;
+use crate::rabbit::consumer::Delivery;
+use crate::rabbit::control::{HeldPartition, WorkerReport};
+use crate::rabbit::error::Error;
+
+/// How a worker works.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Its name; part of who owns what, so a stable one keeps its partitions
+    /// over a restart. Default: a random one.
+    pub id: WorkerId,
+    /// Tasks that run at once, at the most. Default 16.
+    pub slots: u32,
+    /// Deliveries of one partition that the worker holds, at the most. A slow
+    /// resource holds up its partition's other resources only when so many of
+    /// its tasks wait that they fill this. Default 256.
+    pub prefetch: u16,
+    /// Time for one attempt; then it is aborted and counts as failed. Default
+    /// five minutes; `None` is unlimited.
+    pub task_timeout: Option<Duration>,
+    /// Its share of the partitions, relative to the other workers'. Default 1.
+    pub weight: Weight,
+    /// How often and when a failed task is tried again.
+    pub retry: RetryPolicy,
+    /// After how many lost executions a task is dead-lettered. Default 4.
+    pub max_crashes: MaxCrashes,
+    /// When shut down: time for running tasks to finish; then they are aborted
+    /// and another worker executes them again. Default 30 s.
+    pub drain_timeout: Duration,
+    /// How long an ack may wait for others, to settle them as one, and as long
+    /// again for tasks that still run between them. Longer is fewer acks, and
+    /// more executed again after a crash. Default 25 ms.
+    pub ack_delay: Duration,
+}
+
+impl WorkerId {
+    /// A name that no other worker has.
+    #[must_use]
+    pub fn random() -> Self {
+        let name = format!("worker-{}", &Uuid::new_v4().simple().to_string()[..12]);
+        // Letters, digits and a hyphen, well below the limit.
+        Self::new(name).unwrap_or_else(|error| unreachable!("{error}"))
+    }
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self {
+            id: WorkerId::random(),
+            slots: 16,
+            prefetch: 256,
+            task_timeout: Some(Duration::from_secs(300)),
+            weight: Weight::ONE,
+            retry: RetryPolicy::default(),
+            max_crashes: MaxCrashes::default(),
+            drain_timeout: Duration::from_secs(30),
+            ack_delay: Duration::from_millis(25),
+        }
+    }
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct WorkerSummary {
+    /// Tasks executed.
+    pub executed: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Tasks dead-lettered.
+    pub dead_lettered: u64,
+    /// Deliveries that another owner, or this one before, had held already.
+    pub redelivered: u64,
+    /// Running attempts that were aborted, because the drain took too long or
+    /// the broker was lost. They are executed again.
+    pub aborted: u64,
+    /// How often the broker was lost and found again.
+    pub reconnects: u64,
+}
+
+/// Executes tasks until `shutdown`, then lets running tasks finish and gives
+/// all partitions up.
+///
+/// A lost broker is waited for, for ever; the handlers that run then are
+/// aborted at once, since another worker may own their partitions by then.
+///
+/// # Errors
+/// What waiting does not mend: the namespace was never set up or has changed,
+/// credentials or permissions are wrong. An unreachable broker is an error only
+/// at the start.
+///
+/// # Cancel safety
+/// Dropping the future aborts the running handlers and closes the connection
+/// in the background: like a crash, but quicker.
+pub async fn work(
+    connect: &Connect,
+    options: WorkerOptions,
+    handler: impl Handler,
+    shutdown: CancellationToken,
+) -> Result<WorkerSummary, Error> {
+    run(connect, options, Source::Partitions, Handled(handler), shutdown).await
+}
+
+/// Where deliveries come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// All partitions of the namespace.
+    Partitions,
+    /// The inbox, as a router.
+    Inbox,
+}
+
+/// What is done with a task: the caller's handler, or forwarding.
+pub(crate) trait Execute: Send + Sync + 'static {
+    /// Executes one task; see [`Handler::handle`].
+    fn execute(
+        &self,
+        attempt: Attempt,
+        delivery: Arc<Delivery>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+struct Handled<H>(H);
+
+impl<H: Handler> Execute for Handled<H> {
+    fn execute(
+        &self,
+        attempt: Attempt,
+        _: Arc<Delivery>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send {
+        self.0.handle(attempt)
+    }
+}
+
+/// Executes what comes from `source`; see [`work`].
+pub(crate) async fn run(
+    connect: &Connect,
+    options: WorkerOptions,
+    source: Source,
+    executor: impl Execute,
+    shutdown: CancellationToken,
+) -> Result<WorkerSummary, Error> {
+    let shared = Arc::new(Shared::new(connect.clone(), options, source, executor));
+    let _dropped = shared.dropped.clone().drop_guard();
+    let mut topology = None;
+    let mut backoff = Backoff::new(None);
+    loop {
+        let started = Instant::now();
+        // A task of its own: it ends what it began even if our caller forgets us.
+        let session = session::run(Arc::clone(&shared), topology, shutdown.clone());
+        let (known, result) = tokio::spawn(session).await.unwrap_or_else(|panic| {
+            let doing = "run a session".to_owned();
+            (topology, Err(Error::Broker { doing, source: Box::new(panic) }))
+        });
+        topology = known;
+        match result {
+            Ok(()) => return Ok(shared.summary()),
+            Err(error) if topology.is_some() && error.is_retryable() => {
+                if shutdown.is_cancelled() {
+                    return Ok(shared.summary());
+                }
+                // A session that lasted was no failure to connect.
+                if started.elapsed() > Duration::from_secs(10) {
+                    backoff = Backoff::new(None);
+                }
+                let delay = backoff.next().unwrap_or_default();
+                tracing::warn!(%error, retry_in = ?delay, "lost the broker");
+                shared.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = shutdown.cancelled() => return Ok(shared.summary()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What the owners of all partitions share.
+struct Shared<E> {
+    connect: Connect,
+    options: WorkerOptions,
+    source: Source,
+    executor: E,
+    slots: Arc<Semaphore>,
+    counters: Counters,
+    started: Instant,
+    /// Cancelled when the future of [`work`] is dropped.
+    dropped: CancellationToken,
+}
+
+#[derive(Default)]
+struct Counters {
+    executed: AtomicU64,
+    failed: AtomicU64,
+    dead_lettered: AtomicU64,
+    redelivered: AtomicU64,
+    aborted: AtomicU64,
+    reconnects: AtomicU64,
+}
+
+/// What one owner holds; written by it only.
+#[derive(Default)]
+struct Held {
+    unsettled: AtomicU32,
+    running: AtomicU32,
+}
+
+impl Held {
+    fn note(&self, unsettled: usize, running: usize) {
+        // A window holds no more than a prefetch, which has 16 bits.
+        self.unsettled.store(unsettled as u32, Ordering::Relaxed);
+        self.running.store(running as u32, Ordering::Relaxed);
+    }
+}
+
+impl<E> Shared<E> {
+    fn new(connect: Connect, options: WorkerOptions, source: Source, executor: E) -> Self {
+        Self {
+            connect: connect.with_name(format!("keylane {}", options.id)),
+            slots: Arc::new(Semaphore::new(options.slots.max(1) as usize)),
+            options,
+            source,
+            executor,
+            counters: Counters::default(),
+            started: Instant::now(),
+            dropped: CancellationToken::new(),
+        }
+    }
+
+    fn summary(&self) -> WorkerSummary {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        WorkerSummary {
+            executed: read(&self.counters.executed),
+            failed: read(&self.counters.failed),
+            dead_lettered: read(&self.counters.dead_lettered),
+            redelivered: read(&self.counters.redelivered),
+            aborted: read(&self.counters.aborted),
+            reconnects: read(&self.counters.reconnects),
+        }
+    }
+
+    fn report(&self, topology: &Topology, held: &[Held]) -> WorkerReport {
+        let summary = self.summary();
+        let partitions = topology.partitions().zip(held).filter_map(|(partition, held)| {
+            let unsettled = held.unsettled.load(Ordering::Relaxed);
+            let running = held.running.load(Ordering::Relaxed);
+            (unsettled > 0).then(|| HeldPartition::new(partition.number(), unsettled, running))
+        });
+        WorkerReport {
+            worker: self.options.id.clone(),
+            weight: self.options.weight,
+            slots: self.options.slots,
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            executed: summary.executed,
+            failed: summary.failed,
+            dead_lettered: summary.dead_lettered,
+            partitions: partitions.collect(),
+        }
+    }
+}

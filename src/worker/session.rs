@@ -1,0 +1,205 @@
+//! One connection of a worker: all its owners, and what they hear of others.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::owner::{Outbid, Owner};
+use super::{Execute, Held, Shared, Source};
+use crate::protocol::ownership::{Weight, WorkerId, priority};
+use crate::protocol::partition::Topology;
+use crate::rabbit::connection::Connection;
+use crate::rabbit::control::{Control, Said};
+use crate::rabbit::error::Error;
+use crate::rabbit::publisher::{Publisher, Route};
+use crate::rabbit::topology::{self, close_connection};
+
+/// What the owners of one session share.
+pub(super) struct Session<E> {
+    pub(super) shared: Arc<Shared<E>>,
+    pub(super) topology: Topology,
+    /// Consumes, and nothing else: the broker blocks connections that publish.
+    pub(super) connection: Connection,
+    /// Greets, reports and claims.
+    pub(super) side: Connection,
+    /// Publishes dead letters; connects when there is one.
+    pub(super) publisher: Publisher,
+    pub(super) dead: Route,
+    pub(super) held: Vec<Held>,
+    /// Start nothing any more, and give up when nothing runs.
+    pub(super) drain: CancellationToken,
+    /// Give up now.
+    pub(super) abort: CancellationToken,
+}
+
+/// Works until `shutdown` (`Ok`), or until the connection is lost. Gives the
+/// topology back, if it could be read, and refuses to go on with another one.
+pub(super) async fn run<E: Execute>(
+    shared: Arc<Shared<E>>,
+    known: Option<Topology>,
+    shutdown: CancellationToken,
+) -> (Option<Topology>, Result<(), Error>) {
+    let mut topology = known;
+    let result = run_on(&shared, &mut topology, &shutdown).await;
+    (topology, result)
+}
+
+async fn run_on<E: Execute>(
+    shared: &Arc<Shared<E>>,
+    known: &mut Option<Topology>,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
+    let connect = &shared.connect;
+    let connection = connect.open("worker").await?;
+    let namespace = connect.namespace();
+    let topology = topology::read(&connection, namespace).await?;
+    if let Some(wanted) = known.replace(topology).filter(|known| *known != topology) {
+        let namespace = namespace.to_string();
+        return Err(Error::TopologyDiffers { namespace, stored: topology, wanted });
+    }
+    let queues = match shared.source {
+        Source::Partitions => {
+            topology.partitions().map(|p| namespace.partition(&topology, p)).collect()
+        }
+        Source::Inbox => vec![namespace.inbox()],
+    };
+    let side = connect.open("worker, side").await?;
+    let control = match shared.source {
+        Source::Partitions => Some(Control::open(&side, namespace, true).await?),
+        Source::Inbox => None,
+    };
+    let session = Arc::new(Session {
+        shared: Arc::clone(shared),
+        topology,
+        connection,
+        side,
+        publisher: Publisher::new(connect.clone(), "worker, dead letters", topology, None),
+        dead: Route::queue(&namespace.dead()),
+        held: queues.iter().map(|_| Held::default()).collect(),
+        drain: shutdown.child_token(),
+        abort: shared.dropped.child_token(),
+    });
+
+    let mut owners = JoinSet::new();
+    let (opened_sender, opened) = mpsc::channel(queues.len());
+    let mut outbids = Vec::new();
+    for (index, queue) in queues.into_iter().enumerate() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        outbids.push(sender);
+        let owner = Owner::new(Arc::clone(&session), index, queue, receiver);
+        owners.spawn(owner.run(opened_sender.clone()));
+    }
+    drop(opened_sender);
+
+    let ears = control.map(|control| {
+        tokio::spawn(listen(Arc::clone(&session), control, opened, outbids)).abort_handle()
+    });
+    let result = supervise(&session, owners).await;
+    if let Some(ears) = ears {
+        ears.abort();
+    }
+    session.publisher.close().await;
+    if let Some(session) = Arc::into_inner(session) {
+        close_connection(session.side).await;
+        close_connection(session.connection).await;
+    }
+    result
+}
+
+/// Waits for all owners; the first error ends the others.
+async fn supervise<E: Execute>(
+    session: &Session<E>,
+    mut owners: JoinSet<Result<(), Error>>,
+) -> Result<(), Error> {
+    let mut result = Ok(());
+    let deadline = async {
+        session.drain.cancelled().await;
+        tokio::time::sleep(session.shared.options.drain_timeout).await;
+        session.abort.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::pin!(deadline);
+    loop {
+        let ended = tokio::select! {
+            ended = owners.join_next() => ended,
+            () = &mut deadline => None,
+        };
+        let error = match ended {
+            None => return result,
+            Some(Ok(Ok(()))) => continue,
+            Some(Ok(Err(error))) => error,
+            Some(Err(panic)) => {
+                Error::Broker { doing: "run an owner".to_owned(), source: Box::new(panic) }
+            }
+        };
+        session.abort.cancel();
+        if result.is_ok() {
+            result = Err(error);
+        }
+    }
+}
+
+/// Greets the others once everything is consumed, hears of newcomers, and
+/// answers who asks.
+async fn listen<E: Execute>(
+    session: Arc<Session<E>>,
+    mut control: Control,
+    mut opened: mpsc::Receiver<()>,
+    outbids: Vec<mpsc::UnboundedSender<Outbid>>,
+) {
+    let Session { shared, topology, held, .. } = &*session;
+    let options = &shared.options;
+    let mut to_open = topology.partitions().len();
+    loop {
+        tokio::select! {
+            Some(()) = opened.recv(), if to_open > 0 => {
+                to_open -= 1;
+                if to_open == 0 {
+                    tracing::info!(worker = %options.id, %topology, "working");
+                    let hello = Said::Hello { worker: options.id.clone(), weight: options.weight };
+                    if let Err(error) = control.say(&hello).await {
+                        tracing::warn!(%error, "could not greet the fleet: hand-overs are slower");
+                    }
+                }
+            }
+            heard = control.hear() => match heard {
+                Some((Said::Hello { worker, weight }, _)) => {
+                    outbid(session.as_ref(), &worker, weight, &outbids);
+                }
+                Some((Said::Report, Some(to))) => {
+                    if let Err(error) = control.answer(&to, &shared.report(topology, held)).await {
+                        tracing::debug!(%error, "could not report");
+                    }
+                }
+                Some((Said::Report, None)) => {}
+                None => {
+                    tracing::warn!("cannot hear the fleet any more: hand-overs are slower");
+                    return;
+                }
+            },
+        }
+    }
+}
+
+/// Tells the owners of the partitions that a newcomer wins. The broker hands
+/// them on by itself, but an owner that leaves meanwhile must know.
+fn outbid<E>(
+    session: &Session<E>,
+    newcomer: &WorkerId,
+    weight: Weight,
+    outbids: &[mpsc::UnboundedSender<Outbid>],
+) {
+    let own = &session.shared.options;
+    if *newcomer == own.id {
+        return;
+    }
+    for (partition, outbid) in session.topology.partitions().zip(outbids) {
+        let loses =
+            priority(newcomer, weight, partition) > priority(&own.id, own.weight, partition);
+        if loses && outbid.send(Outbid).is_err() {
+            tracing::debug!(%partition, "its owner has ended");
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! One ownership period of one partition (or of the inbox, in a router): drives [`Lanes`] from one channel,
+//! the handler and the clock.
+//!
+//! Everything here dies with the channel: no delivery is ever settled on
+//! another one, and no handler outlives it.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::PollSemaphore;
+
+use super::Execute;
+use super::attempt::{self, Caution, DEAD_LETTER_RETRY};
+use super::owner::Outbid;
+use super::session::Session;
+use crate::handler::Attempt;
+use crate::protocol::crashes::{Suspicion, judge};
+use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
+use crate::protocol::names::Namespace;
+use crate::protocol::settlement::DeliveryTag;
+use crate::protocol::task::{Task, TaskId};
+use crate::rabbit::claims::ClaimRegister;
+use crate::rabbit::consumer::{Delivery, QueueChannel};
+use crate::rabbit::dead_letters::{Obituary, bury};
+use crate::rabbit::error::Error;
+
+/// Acks are sent when so many wait, however young they are: the broker gains
+/// nothing from more at once.
+const ACK_BATCH: usize = 64;
+
+/// A delivery that is not settled.
+struct HeldDelivery {
+    delivery: Arc<Delivery>,
+    /// `None` if it is no task.
+    task: Option<(TaskId, Task)>,
+    suspicion: Suspicion,
+}
+
+/// See the [module](self).
+pub(super) struct Tenure<'a, E> {
+    session: Arc<Session<E>>,
+    /// Which of the session's queues it is.
+    index: usize,
+    queue: &'a str,
+    channel: QueueChannel,
+    lanes: Lanes,
+    deliveries: HashMap<DeliveryTag, HeldDelivery>,
+    running: JoinSet<Outcome>,
+    running_tags: HashMap<Id, DeliveryTag>,
+    dead_letters: JoinSet<DeliveryTag>,
+    slots: PollSemaphore,
+    /// A slot that the next start takes.
+    slot: Option<OwnedSemaphorePermit>,
+    claims: Option<Arc<ClaimRegister>>,
+    /// A newcomer wins the partition: it becomes the owner when everything that
+    /// is held here is settled.
+    outbid: bool,
+    /// The session drains.
+    leaving: bool,
+    /// The lanes were told so.
+    draining: bool,
+    origin: Instant,
+    flush_at: Option<Instant>,
+    /// A flush is due, and waits for the tasks that run.
+    flush_waits: bool,
+    /// For the next flush or retry, whichever is first.
+    timer: Pin<Box<Sleep>>,
+    outputs: Vec<Output>,
+}
+
+/// What happens next.
+enum Event {
+    Abort,
+    Drain,
+    Outbid,
+    Ended(Result<(Id, Outcome), JoinError>),
+    DeadLettered(DeliveryTag),
+    Slot(Option<OwnedSemaphorePermit>),
+    Timer,
+    Delivered(Result<Box<Delivery>, Error>),
+}
+
+/// Whether the tenure goes on.
+enum Go {
+    On,
+    Closed,
+}
+
+impl<'a, E: Execute> Tenure<'a, E> {
+    pub(super) fn new(
+        session: Arc<Session<E>>,
+        index: usize,
+        queue: &'a str,
+        channel: QueueChannel,
+    ) -> Self {
+        let lanes = Lanes::new(session.shared.options.retry, (index as u64) << 32);
+        let slots = PollSemaphore::new(Arc::clone(&session.shared.slots));
+        Self {
+            session,
+            index,
+            queue,
+            channel,
+            lanes,
+            deliveries: HashMap::new(),
+            running: JoinSet::new(),
+            running_tags: HashMap::new(),
+            dead_letters: JoinSet::new(),
+            slots,
+            slot: None,
+            claims: None,
+            outbid: false,
+            leaving: false,
+            draining: false,
+            origin: Instant::now(),
+            flush_at: None,
+            flush_waits: false,
+            timer: Box::pin(sleep_until(Instant::now())),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Runs until the partition was given up (`Ok`) or lost. No handler runs
+    /// any more when it returns.
+    pub(super) async fn run(
+        mut self,
+        outbids: &mut mpsc::UnboundedReceiver<Outbid>,
+    ) -> Result<(), Error> {
+        let result = loop {
+            let event = self.next_event(outbids).await;
+            match self.take(event).await {
+                Ok(Go::On) => self.note(),
+                Ok(Go::Closed) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        // Handlers first: once the channel is closed, others may start.
+        let aborted = self.running.len() as u64;
+        self.session.shared.counters.aborted.fetch_add(aborted, Ordering::Relaxed);
+        self.running.shutdown().await;
+        self.dead_letters.shutdown().await;
+        self.channel.close().await;
+        self.session.held[self.index].note(0, 0);
+        result
+    }
+
+    async fn next_event(&mut self, outbids: &mut mpsc::UnboundedReceiver<Outbid>) -> Event {
+        let leaving = self.leaving;
+        // A retry so late that no clock shows it never comes.
+        let next_tick = self.lanes.next_tick();
+        let next_tick = next_tick.and_then(|at| self.origin.checked_add(at.since_origin()));
+        let due = self.flush_at.into_iter().chain(next_tick).min();
+        if let Some(due) =
+            due.filter(|due| self.timer.deadline() != *due || self.timer.is_elapsed())
+        {
+            self.timer.as_mut().reset(due);
+        }
+        let Self { session, lanes, running, dead_letters, slots, channel, timer, .. } = self;
+        tokio::select! {
+            // Ends make room before anything starts, and acks are not kept
+            // waiting by a flood of deliveries.
+            biased;
+            () = session.abort.cancelled() => Event::Abort,
+            () = session.drain.cancelled(), if !leaving => Event::Drain,
+            Some(Outbid) = outbids.recv(), if !leaving => Event::Outbid,
+            Some(ended) = running.join_next_with_id() => Event::Ended(ended),
+            Some(letter) = dead_letters.join_next() => match letter {
+                Ok(tag) => Event::DeadLettered(tag),
+                Err(_) => Event::Abort,
+            },
+            () = timer.as_mut(), if due.is_some() => Event::Timer,
+            slot = poll_fn(|context| slots.poll_acquire(context)), if lanes.wants_slot() => {
+                Event::Slot(slot)
+            }
+            delivery = channel.next() => Event::Delivered(delivery.map(Box::new)),
+        }
+    }
+
+    async fn take(&mut self, event: Event) -> Result<Go, Error> {
+        match event {
+            Event::Abort => {
+                // What has ended is settled; what runs is not.
+                self.apply(Input::Flush)?;
+                self.act().await?;
+                self.apply(Input::Lost)?;
+                return Ok(Go::Closed);
+            }
+            Event::Drain => self.leaving = true,
+            Event::Outbid => self.outbid = true,
+            Event::Ended(ended) => self.ended(ended)?,
+            Event::DeadLettered(tag) => {
+                self.session.shared.counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                self.deliveries.remove(&tag);
+                self.apply(Input::DeadLettered { tag })?;
+            }
+            Event::Slot(slot) => {
+                self.slot = slot;
+                self.apply(Input::SlotFree)?;
+            }
+            Event::Timer => {
+                self.apply(Input::Tick)?;
+                self.flush_if_due()?;
+            }
+            Event::Delivered(delivery) => self.delivered(*delivery?).await?,
+        }
+        // RabbitMQ 4.3 keeps a channel's consumer for ever if the channel closes
+        // while the consumer is being replaced and holds deliveries. So one that
+        // was outbid settles what it holds, as the broker wants it to, and then
+        // leaves.
+        let may_leave = !self.outbid || self.lanes.unsettled() == 0;
+        if self.leaving && may_leave && !self.draining {
+            self.draining = true;
+            self.apply(Input::Drain)?;
+        }
+        let pending = self.lanes.pending_acks();
+        let contiguous = self.flush_waits && self.lanes.running() == 0;
+        if pending >= ACK_BATCH || contiguous && pending > 0 {
+            self.apply(Input::Flush)?;
+        }
+        let go = self.act().await?;
+        if self.lanes.pending_acks() == 0 {
+            (self.flush_at, self.flush_waits) = (None, false);
+        } else if self.flush_at.is_none() {
+            self.flush_at = Some(Instant::now() + self.session.shared.options.ack_delay);
+        }
+        Ok(go)
+    }
+
+    /// Acks what has waited long enough. While tasks run, what is done lies
+    /// scattered between them and would take an ack each, so they get as much
+    /// time again to make it one.
+    fn flush_if_due(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if self.flush_at.is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        if self.lanes.running() > 0 && !self.flush_waits {
+            self.flush_waits = true;
+            self.flush_at = Some(now + self.session.shared.options.ack_delay);
+            return Ok(());
+        }
+        self.apply(Input::Flush)
+    }
+
+    fn apply(&mut self, input: Input) -> Result<(), Error> {
+        let now = Millis::since(self.origin.elapsed());
+        let applied = self.lanes.apply(now, input, &mut self.outputs);
+        // A contradiction means that our picture of the channel is wrong: it is
+        // given up, and the broker starts anew from what is settled.
+        applied.map_err(|error: IllegalInput| Error::Broker {
+            doing: format!("follow {}", self.queue),
+            source: Box::new(error),
+        })
+    }
+
+    async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
+        let tag = delivery.tag;
+        if delivery.losses > 0 {
+            self.session.shared.counters.redelivered.fetch_add(1, Ordering::Relaxed);
+        }
+        let task = match delivery.task() {
+            Ok(task) => task,
+            Err(error) => {
+                let reason = error.to_string();
+                let suspicion = Suspicion::None;
+                let held = HeldDelivery { delivery: Arc::new(delivery), task: None, suspicion };
+                self.deliveries.insert(tag, held);
+                return self.apply(Input::Unusable { tag, resource: None, reason });
+            }
+        };
+        let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
+        let suspicion = self.suspicion(&id, delivery.losses).await;
+        let resource = task.resource.clone();
+        let losses = delivery.losses;
+        let task = Some((id, task));
+        self.deliveries.insert(tag, HeldDelivery { delivery: Arc::new(delivery), task, suspicion });
+        self.apply(match suspicion {
+            Suspicion::None | Suspicion::Claim | Suspicion::Alone => {
+                Input::Delivered { tag, resource }
+            }
+            Suspicion::Guilty => Input::Unusable {
+                tag,
+                resource: Some(resource),
+                reason: format!(
+                    "its worker was lost while executing it, the last time with nothing else \
+                     running ({losses} deliveries lost)"
+                ),
+            },
+        })
+    }
+
+    /// Looks at the evidence, if the delivery was lost often enough to matter.
+    async fn suspicion(&mut self, id: &TaskId, losses: u32) -> Suspicion {
+        let max = self.session.shared.options.max_crashes;
+        if judge(max, losses, None) == Suspicion::None {
+            return Suspicion::None;
+        }
+        let Some(claims) = self.claims().await else { return Suspicion::None };
+        let evidence = claims.evidence(id);
+        judge(max, losses, evidence)
+    }
+
+    async fn claims(&mut self) -> Option<Arc<ClaimRegister>> {
+        if self.claims.is_none() {
+            let queue = Namespace::claims(self.queue);
+            match ClaimRegister::open(&self.session.side, queue).await {
+                Ok(register) => self.claims = Some(Arc::new(register)),
+                Err(error) => {
+                    tracing::warn!(queue = self.queue, %error, "cannot tell who kills workers");
+                }
+            }
+        }
+        self.claims.clone()
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Result<(), Error> {
+        let (id, outcome) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                let id = error.id();
+                let reason = match error.try_into_panic() {
+                    Ok(panic) => format!("the handler panicked: {}", message(panic.as_ref())),
+                    Err(error) => format!("the handler was stopped: {error}"),
+                };
+                (id, Outcome::Failed { not_before: None, reason })
+            }
+        };
+        let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
+        let counters = &self.session.shared.counters;
+        match &outcome {
+            Outcome::Executed => {
+                counters.executed.fetch_add(1, Ordering::Relaxed);
+                self.deliveries.remove(&tag);
+            }
+            Outcome::Failed { reason, .. } | Outcome::Dead { reason } => {
+                counters.failed.fetch_add(1, Ordering::Relaxed);
+                if let Some((id, task)) = self.deliveries.get(&tag).and_then(|d| d.task.as_ref()) {
+                    tracing::warn!(task = %id, resource = %task.resource, reason, "an attempt failed");
+                }
+            }
+        }
+        self.apply(Input::Finished { tag, outcome })
+    }
+
+    /// Does what the lanes have asked for.
+    async fn act(&mut self) -> Result<Go, Error> {
+        let mut go = Go::On;
+        for output in std::mem::take(&mut self.outputs) {
+            match output {
+                Output::Start { tag, attempt } => self.start(tag, attempt),
+                Output::DeadLetter { tag, attempts, reason } => {
+                    self.dead_letter(tag, attempts, reason);
+                }
+                Output::Ack(ack) => self.channel.ack(ack).await?,
+                // The handlers are stopped together, when the tenure ends.
+                Output::Abort(_) => {}
+                Output::CloseChannel => go = Go::Closed,
+            }
+        }
+        // A slot that nothing took goes to another partition.
+        self.slot = None;
+        Ok(go)
+    }
+
+    fn start(&mut self, tag: DeliveryTag, number: u32) {
+        let held = self.deliveries.get(&tag);
+        let Some((HeldDelivery { delivery, task: Some((id, task)), suspicion }, slot)) =
+            held.zip(self.slot.take())
+        else {
+            return;
+        };
+        let shared = Arc::clone(&self.session.shared);
+        let attempt = Attempt {
+            id: id.clone(),
+            task: task.clone(),
+            number,
+            redelivered: delivery.losses > 0,
+            partition: self.session.topology.partition_of(&task.resource),
+            timeout: shared.options.task_timeout,
+        };
+        let caution = self.claims.clone().and_then(|register| {
+            let all = (Arc::clone(&shared.slots), shared.options.slots.max(1));
+            match suspicion {
+                Suspicion::Claim => Some(Caution { register, alone: None }),
+                Suspicion::Alone => Some(Caution { register, alone: Some(all) }),
+                Suspicion::None | Suspicion::Guilty => None,
+            }
+        });
+        let delivery = Arc::clone(delivery);
+        let handle = self.running.spawn(async move {
+            match caution {
+                Some(caution) => caution.run(&shared.executor, attempt, delivery, slot).await,
+                None => {
+                    let outcome = attempt::run(&shared.executor, attempt, delivery).await;
+                    drop(slot);
+                    outcome
+                }
+            }
+        });
+        self.running_tags.insert(handle.id(), tag);
+    }
+
+    /// Publishes a dead letter, however long that takes: the delivery stays
+    /// unsettled until it is confirmed.
+    fn dead_letter(&mut self, tag: DeliveryTag, attempts: u32, reason: String) {
+        let Some(held) = self.deliveries.get(&tag) else { return };
+        let delivery = Arc::clone(&held.delivery);
+        let session = Arc::clone(&self.session);
+        let obituary = Obituary {
+            reason,
+            attempts,
+            by: session.shared.options.id.to_string(),
+            from: self.queue.to_owned(),
+        };
+        tracing::error!(
+            task = held.task.as_ref().map(|(id, _)| tracing::field::display(id)),
+            queue = self.queue,
+            reason = obituary.reason,
+            "to the dead letters"
+        );
+        self.dead_letters.spawn(async move {
+            let Session { publisher, dead, .. } = session.as_ref();
+            let (properties, payload) = (&delivery.properties, &delivery.payload);
+            while let Err(error) = bury(publisher, dead, properties, payload, &obituary).await {
+                tracing::error!(%error, "a dead letter could not be published, trying again");
+                tokio::time::sleep(DEAD_LETTER_RETRY).await;
+            }
+            tag
+        });
+    }
+
+    fn note(&self) {
+        let held = &self.session.held[self.index];
+        held.note(self.lanes.unsettled(), self.lanes.running());
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

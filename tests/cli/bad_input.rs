@@ -1,0 +1,137 @@
+//! One clear line, a non-zero exit code, no panic, no loss.
+
+use keylane::testing::{Broker, Version};
+
+use super::user::User;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_is_idempotent_and_refuses_another_count() {
+    let user = User::new().await;
+    let first = user.succeeds(&["init", "--partitions", "8", "--json"]);
+    assert_eq!(first.out.trim(), r#"{"generation":1,"partitions":8,"hash":"xxh3_64"}"#);
+    user.succeeds(&["init", "--partitions", "8"]);
+    user.fails(1, &["init", "--partitions", "16"], &["stored is", "8 partitions", "16 partitions"]);
+    for count in ["0", "1025", "many"] {
+        user.fails(2, &["init", "--partitions", count], &[count]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_was_never_set_up_is_named_with_the_way_out() {
+    let user = User::new().await;
+    let words = [user.namespace.as_str(), "keylane init"];
+    for args in [
+        &["status"][..],
+        &["publish", "/dev/null", "--resource", "/r"],
+        &["work", "--exec", "true"],
+        &["route"],
+        &["dead", "list"],
+    ] {
+        user.fails(1, args, &words);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_refuses_us_is_named_without_its_password() {
+    let user = User::new().await;
+    let host = user.url.rsplit('@').next().unwrap().to_owned();
+    let wrong = format!("amqp://guest:wr0ng-passw0rd@{host}");
+    let ran = user.fails(1, &["init", "--amqp-url", &wrong], &["guest", "user and password"]);
+    assert!(!ran.err.contains("wr0ng"), "{ran:?}");
+    let vhost = format!("amqp://guest:guest@{}/nope", host.split('/').next().unwrap());
+    user.fails(1, &["init", "--amqp-url", &vhost], &["nope", "virtual host"]);
+    user.fails(1, &["init", "--amqp-url", "amqp://127.0.0.1:1"], &["127.0.0.1:1", "running"]);
+    user.fails(1, &["init", "--amqp-url", "http://s3cret@h"], &["amqp or amqps"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_is_named() {
+    let user = User::new().await;
+    let broker = Broker::shared().await.unwrap();
+    let name = format!("limited-{}", user.namespace);
+    broker.exec(["rabbitmqctl", "add_user", &name, "pw"]).await.unwrap();
+    broker.exec(["rabbitmqctl", "set_permissions", &name, "^$", "^$", ".*"]).await.unwrap();
+    let host = user.url.rsplit('@').next().unwrap();
+    let limited = format!("amqp://{name}:pw@{host}");
+    user.fails(1, &["init", "--amqp-url", &limited], &["not permitted", "configure"]);
+    user.succeeds(&["init", "--partitions", "4"]);
+    let input = user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    let args = ["publish", input.to_str().unwrap(), "--resource", "/r", "--amqp-url", &limited];
+    user.fails(1, &args, &["not permitted", "write access"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_older_than_4_is_refused() {
+    let broker = Broker::start_version(Version::V3_10).await.unwrap();
+    let user = User::on(&broker);
+    user.fails(1, &["init"], &["3.10", "4.0 or newer"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_no_task_stops_publishing_with_its_number() {
+    let user = User::with_partitions(4).await;
+    for (line, words) in [
+        ("nope", &["no JSON"][..]),
+        ("{}", &["nothing at /r"]),
+        (r#"{"r":""}"#, &["empty"]),
+        (r#"{"r":null}"#, &["null at /r"]),
+        (&format!(r#"{{"r":"{}"}}"#, "x".repeat(1025)), &["1025 bytes", "1024"]),
+        ("{\"r\":\"\u{fffd}\u{1}\"", &["no JSON"]),
+    ] {
+        let input =
+            user.file("bad.ndjson", format!("{{\"r\":\"a\"}}\n\n{line}\n{{\"r\":\"b\"}}\n"));
+        let path = input.to_str().unwrap().to_owned();
+        let ran = user.fails(1, &["publish", &path, "--resource", "/r"], words);
+        assert!(ran.err.contains(&format!("{path}, line 3: ")), "{ran:?}");
+        assert!(ran.out.contains("published 1 tasks"), "{ran:?}");
+        let ran = user.run(&["publish", &path, "--resource", "/r", "--skip-invalid", "--json"]);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.out.starts_with(r#"{"published":2,"skipped":1,"#), "{ran:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_over_the_limit_is_named_and_nothing_else_is_lost() {
+    let user = User::with_partitions(4).await;
+    let long = "x".repeat(3000);
+    let input = user.file("long.ndjson", format!("{{\"r\":\"a\"}}\n{{\"r\":\"{long}\"}}\n"));
+    let args = ["publish", input.to_str().unwrap(), "--resource", "/r", "--max-payload", "2000"];
+    user.fails(1, &args, &["line 2", "2000 bytes"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_named() {
+    let user = User::with_partitions(4).await;
+    user.fails(
+        1,
+        &["publish", "missing.ndjson", "--resource", "/r"],
+        &["missing.ndjson", "No such"],
+    );
+    user.fails(1, &["publish", ".", "--resource", "/r"], &["folder"]);
+    user.fails(2, &["publish", "x", "--resource", "r"], &["JSON pointer", "/r"]);
+    user.fails(2, &["work"], &["--exec", "--pipe", "--http"]);
+    user.fails(2, &["work", "--exec", "a", "--http", "b"], &["cannot be used with"]);
+    user.fails(1, &["work", "--http", "ftp://h"], &["http"]);
+    user.fails(2, &["status", "--namespace", "a b"], &["namespace"]);
+    user.fails(1, &["dead", "show", "nobody"], &["nobody", "dead list"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_gets_clean_output() {
+    let user = User::with_partitions(4).await;
+    let mut command = user.command(&["publish", "--resource", "/r"]);
+    command.stdin(std::process::Stdio::piped());
+    let mut publish = super::user::Running(command.spawn().unwrap());
+    for n in 0..10_000 {
+        publish.types(&format!("{{\"r\":{},\"n\":{n}}}\n", n % 7));
+    }
+    drop(publish.0.stdin.take());
+    let ran = publish.ends();
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
+    assert!(ran.out.starts_with("published 10,000 tasks in "), "{ran:?}");
+    let ready = |p: &serde_json::Value| p["ready"].as_u64().unwrap();
+    let total: u64 = user.status()["partitions"].as_array().unwrap().iter().map(ready).sum();
+    assert_eq!(total, 10_000);
+    let table = user.succeeds(&["status"]);
+    assert!(table.out.contains("10,000 ready") && !table.out.contains('\u{1b}'), "{table:?}");
+}

@@ -1,0 +1,7 @@
+//! keylane as a user runs it: the real binary, a real broker, right and wrong
+//! input.
+
+mod bad_days;
+mod bad_input;
+mod handlers;
+mod user;

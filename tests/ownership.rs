@@ -1,0 +1,329 @@
+//! One owner per partition at a time, whatever happens to the fleet: the rules
+//! of ownership on both lines of RabbitMQ.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use keylane::protocol::ownership::priority;
+use keylane::testing::{Broker, Version};
+use keylane::{
+    Attempt, Connect, Failure, PartitionId, Resource, Status, Topology, Weight, WorkerId,
+    WorkerOptions, status,
+};
+
+use support::{
+    End, Gate, Record, Run, Worker, await_consumers, broker, cut_connections, eventually, named,
+    publish, resources, space, tasks,
+};
+
+macro_rules! on_both_versions {
+    ($($(#[$about:meta])* $test:ident)*) => {
+        mod on_4_3 {
+            use super::{Version, broker};
+            $($(#[$about])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test(broker(Version::V4_3).await).await; })*
+        }
+        mod on_4_0 {
+            use super::{Version, broker};
+            $($(#[$about])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test(broker(Version::V4_0).await).await; })*
+        }
+    };
+}
+
+on_both_versions! {
+    a_newcomer_takes_over_what_it_wins_and_soon
+    what_was_handed_over_comes_back
+    a_drained_worker_finishes_what_runs_and_no_more
+    a_dropped_worker_is_replaced
+    a_cut_connection_aborts_what_runs
+    weights_shift_shares
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_4_0_a_dropped_worker_leaves_no_ghost() {
+    a_dropped_worker_leaves_no_ghost(broker(Version::V4_0).await).await;
+}
+
+/// A hand-over takes as long as what the old owner holds, here some 7 s, and
+/// machines are slow at times.
+const TAKE_OVER: Duration = Duration::from_secs(40);
+
+/// How long a task takes that is slow.
+const SLOW: Duration = Duration::from_millis(50);
+
+/// So many tasks for a partition fill the prefetch of a worker, 256.
+const FULL: u64 = 260;
+
+/// A worker of this name with a slot for every resource of these tests.
+fn options(name: &str) -> WorkerOptions {
+    let mut options = named(name);
+    options.slots = 64;
+    options
+}
+
+/// Who should own every partition.
+fn favourites(topology: &Topology, fleet: &[(&str, Weight)]) -> Vec<String> {
+    let rank =
+        |partition, name: &str, weight| priority(&WorkerId::new(name).unwrap(), weight, partition);
+    let favourite = |partition| {
+        let best = fleet.iter().max_by_key(|(name, weight)| rank(partition, name, *weight));
+        best.unwrap().0.to_owned()
+    };
+    topology.partitions().map(favourite).collect()
+}
+
+fn owners(status: &Status) -> Vec<String> {
+    let owner = |owner: &WorkerId| owner.to_string();
+    status.partitions.iter().map(|p| p.owner.as_ref().map_or_else(String::new, owner)).collect()
+}
+
+fn partition(topology: &Topology, run: &Run) -> PartitionId {
+    topology.partition_of(&Resource::new(&run.resource).unwrap())
+}
+
+/// Partitions that a worker has run something of.
+fn partitions_of(topology: &Topology, runs: &[Run], worker: &str) -> BTreeSet<PartitionId> {
+    runs.iter().filter(|run| run.worker == worker).map(|run| partition(topology, run)).collect()
+}
+
+/// Waits until the broker has handed out so many deliveries of every partition.
+async fn await_prefetched(connect: &Connect, each: u32) {
+    eventually("deliveries", async || {
+        let status = status(connect).await.unwrap();
+        status.partitions.iter().all(|p| p.unsettled >= each).then_some(())
+    })
+    .await;
+}
+
+/// A handler that takes its time until it is told to hurry.
+fn slow(
+    hurry: &Gate,
+) -> impl Fn(Attempt) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> + use<> {
+    let hurry = hurry.clone();
+    move |_| {
+        let hurry = hurry.clone();
+        Box::pin(async move {
+            // The end of the patience is the usual case.
+            tokio::time::timeout(SLOW, hurry.passed()).await.ok();
+            Ok(())
+        })
+    }
+}
+
+async fn a_newcomer_takes_over_what_it_wins_and_soon(broker: &Broker) {
+    let (connect, topology) = space(broker, 6).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, FULL)).await.len();
+    let (record, hurry) = (Record::default(), Gate::default());
+    let old = Worker::start(&connect, options("old"), record.handler("old", slow(&hurry)));
+    await_prefetched(&connect, 200).await;
+
+    let one = Weight::ONE;
+    let favourites = favourites(&topology, &[("old", one), ("newcomer", one)]);
+    let wins: BTreeSet<_> =
+        topology.partitions().filter(|p| favourites[p.number() as usize] == "newcomer").collect();
+    assert!((1..6).contains(&wins.len()), "names with nothing to show: {wins:?}");
+    let joined = Instant::now();
+    let handler = record.handler("newcomer", slow(&hurry));
+    let newcomer = Worker::start(&connect, options("newcomer"), handler);
+    record.until("the take-over", |runs| partitions_of(&topology, runs, "newcomer") == wins).await;
+    let took = joined.elapsed();
+    assert!(took < TAKE_OVER, "{took:?}");
+    assert_eq!(owners(&status(&connect).await.unwrap()), favourites);
+
+    hurry.open();
+    record.until_executed(total).await;
+    record.assert_once();
+    let runs = record.runs();
+    assert_eq!(partitions_of(&topology, &runs, "newcomer"), wins, "it takes what it wins only");
+    for won in wins {
+        let of_it = || runs.iter().filter(|run| partition(&topology, run) == won);
+        let back = of_it().skip_while(|run| run.worker == "old").find(|run| run.worker == "old");
+        assert!(back.is_none(), "{back:?} after the take-over");
+    }
+    let (old, newcomer) = (old.drain().await, newcomer.drain().await);
+    assert_eq!(old.executed + newcomer.executed, total as u64);
+    assert_eq!((old.aborted, newcomer.aborted), (0, 0));
+}
+
+/// RabbitMQ 4.3 keeps a consumer whose channel was closed while it was being
+/// replaced, and may make it the active one when the other goes: so nobody
+/// closes one then.
+async fn what_was_handed_over_comes_back(broker: &Broker) {
+    let (connect, topology) = space(broker, 4).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, FULL)).await.len();
+    let (record, hurry) = (Record::default(), Gate::default());
+    let old = Worker::start(&connect, options("old"), record.handler("old", slow(&hurry)));
+    await_prefetched(&connect, 200).await;
+    let guest = Worker::start(&connect, options("guest"), record.handler("guest", slow(&hurry)));
+    record.until("a take-over", |runs| runs.iter().any(|run| run.worker == "guest")).await;
+    guest.drain().await;
+    hurry.open();
+    record.until_executed(total).await;
+    record.assert_once();
+    old.drain().await;
+}
+
+async fn a_drained_worker_finishes_what_runs_and_no_more(broker: &Broker) {
+    let (connect, topology) = space(broker, 4).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, FULL / 2)).await.len();
+    let (record, gate) = (Record::default(), Gate::default());
+    let waiting = gate.clone();
+    let leaver = record.handler("leaver", move |_| {
+        let gate = waiting.clone();
+        async move {
+            gate.passed().await;
+            Ok(())
+        }
+    });
+    let leaver = Worker::start(&connect, options("leaver"), leaver);
+    record.until("all lanes run", |runs| runs.len() == resources.len()).await;
+    await_prefetched(&connect, 200).await;
+
+    // One that wins nothing while the leaver is there.
+    let mut heir = options("heir");
+    heir.weight = Weight::new(0.001).unwrap();
+    let heir = Worker::start(&connect, heir, record.handler("heir", async |_| Ok(())));
+    await_consumers(broker, &connect, ".g1.p", 2).await;
+    leaver.shut_down();
+    // The heir cannot have any before the leaver's are settled.
+    gate.open();
+    let summary = leaver.ended().await;
+    assert_eq!(summary.executed, resources.len() as u64, "what ran, and no more");
+    assert_eq!(summary.aborted, 0);
+    record.until_executed(total).await;
+    record.assert_once();
+    assert_eq!(heir.drain().await.executed, (total - resources.len()) as u64);
+}
+
+/// Drops a worker in the midst of a task of each resource, while it is being
+/// replaced; gives the one that replaces it, which executes the rest.
+async fn replace_by_force(
+    broker: &Broker,
+    connect: &Connect,
+    record: &Record,
+    resources: &[String],
+) -> Worker {
+    let victim = record.handler("victim", async |attempt| {
+        // The first ten of each resource are executed, the next one never ends.
+        if attempt.task.payload == "10" { std::future::pending().await } else { Ok(()) }
+    });
+    let victim = Worker::start(connect, options("victim"), victim);
+    let stuck = |run: &&Run| run.sequence == 10 && run.end.is_none();
+    record.until("all stick", |runs| runs.iter().filter(stuck).count() == resources.len()).await;
+    let heir = Worker::start(connect, options("heir"), record.handler("heir", async |_| Ok(())));
+    await_consumers(broker, connect, ".g1.p", 2).await;
+    victim.kill().await;
+    heir
+}
+
+async fn a_dropped_worker_is_replaced(broker: &Broker) {
+    let (connect, topology) = space(broker, 4).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, 50)).await.len();
+    let record = Record::default();
+    let heir = replace_by_force(broker, &connect, &record, &resources).await;
+    record.until_executed(total).await;
+    record.assert_exclusive_and_in_order();
+    let runs = record.runs();
+    let of_victim = || runs.iter().filter(|run| run.worker == "victim");
+    let aborted = of_victim().filter(|run| run.end == Some(End::Aborted)).count();
+    assert_eq!(aborted, resources.len());
+    // What ran was executed again, and the heir was told so.
+    let again = runs.iter().filter(|run| run.worker == "heir" && run.sequence == 10);
+    assert_eq!(again.filter(|run| run.redelivered).count(), resources.len());
+    let left = eventually("the victim's last report", async || {
+        let status = status(&connect).await.unwrap();
+        (status.workers.len() == 1).then_some(status)
+    })
+    .await;
+    assert!(owners(&left).iter().all(|owner| owner == "heir"), "{left:?}");
+    heir.drain().await;
+}
+
+/// RabbitMQ 4.3 keeps the consumer of a connection that is lost while it is
+/// being replaced; 4.0 does not.
+async fn a_dropped_worker_leaves_no_ghost(broker: &Broker) {
+    let (connect, topology) = space(broker, 4).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, 50)).await.len();
+    let record = Record::default();
+    let heir = replace_by_force(broker, &connect, &record, &resources).await;
+    record.until_executed(total).await;
+    heir.drain().await;
+    // One of less weight than the victim: whatever is left of that has the
+    // right of way.
+    let more = tasks(&resources, 60).into_iter().skip(total);
+    let all = total + publish(&connect, more).await.len();
+    let mut modest = options("modest");
+    modest.weight = Weight::new(0.001).unwrap();
+    let modest = Worker::start(&connect, modest, record.handler("modest", async |_| Ok(())));
+    record.until_executed(all).await;
+    record.assert_exclusive_and_in_order();
+    modest.drain().await;
+}
+
+async fn a_cut_connection_aborts_what_runs(broker: &Broker) {
+    let (connect, topology) = space(broker, 4).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, 20)).await.len();
+    let record = Record::default();
+    // The broker's connections are told apart by the worker's name.
+    let name = format!("cut-{}", connect.namespace());
+    let handler = record.handler(&name, async |attempt| {
+        if attempt.redelivered { Ok(()) } else { std::future::pending().await }
+    });
+    let worker = Worker::start(&connect, options(&name), handler);
+    record.until("all lanes run", |runs| runs.len() == resources.len()).await;
+    await_prefetched(&connect, 40).await;
+
+    cut_connections(broker, &name).await;
+    let aborted = |run: &&Run| run.sequence == 0 && run.end == Some(End::Aborted);
+    record
+        .until("all are aborted", |runs| runs.iter().filter(aborted).count() == resources.len())
+        .await;
+    // All were prefetched, so all are redelivered now.
+    record.until_executed(total).await;
+    record.assert_exclusive_and_in_order();
+    let summary = worker.drain().await;
+    assert!(summary.reconnects > 0, "{summary:?}");
+    assert_eq!(summary.aborted, resources.len() as u64);
+    assert_eq!(summary.executed, total as u64);
+}
+
+async fn weights_shift_shares(broker: &Broker) {
+    let (connect, topology) = space(broker, 48).await;
+    let (light, heavy) = (Weight::ONE, Weight::new(3.0).unwrap());
+    let even = favourites(&topology, &[("light", light), ("heavy", light)]);
+    let shifted = favourites(&topology, &[("light", light), ("heavy", heavy)]);
+    let share = |owners: &[String]| owners.iter().filter(|owner| *owner == "heavy").count();
+    assert!(share(&shifted) > share(&even), "names with nothing to show");
+    assert!((30..48).contains(&share(&shifted)), "about three quarters: {}", share(&shifted));
+
+    let record = Record::default();
+    let start = |name: &str, weight| {
+        let mut options = options(name);
+        options.weight = weight;
+        Worker::start(&connect, options, record.handler(name, async |_| Ok(())))
+    };
+    let (first, second) = (start("light", light), start("heavy", heavy));
+    await_consumers(broker, &connect, ".g1.p", 2).await;
+    let resources = resources(&topology, 1).concat();
+    publish(&connect, tasks(&resources, 3)).await;
+    record.until_executed(3 * resources.len()).await;
+    record.assert_once();
+    for run in record.runs() {
+        let favourite = &shifted[partition(&topology, &run).number() as usize];
+        assert_eq!(&run.worker, favourite, "{run:?}");
+    }
+    first.drain().await;
+    second.drain().await;
+}

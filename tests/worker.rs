@@ -1,0 +1,398 @@
+//! What one worker does with the tasks of a partition: retries, time limits,
+//! dead letters, and tasks that kill it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keylane::testing::{Broker, Version};
+use keylane::{
+    Connect, DeadLetters, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId,
+    WorkerOptions, handler_fn, status, work,
+};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, LongString};
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use support::{
+    End, Gate, Record, Worker, amqp, await_dead_letters, broker, dead_letters, eventually, header,
+    named, publish, put, space, task, tasks,
+};
+
+async fn shared() -> &'static Broker {
+    broker(Version::default()).await
+}
+
+/// Options that give up after so many attempts, with hardly a pause.
+fn attempts(name: &str, attempts: u32) -> WorkerOptions {
+    let mut options = named(name);
+    let delay = Duration::from_millis(5);
+    options.retry = RetryPolicy { attempts, first_delay: delay, max_delay: delay };
+    options
+}
+
+fn names<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
+}
+
+fn queue(connect: &Connect) -> String {
+    format!("{}.g1.p0", connect.namespace())
+}
+
+#[tokio::test]
+async fn a_retry_blocks_only_its_own_lane() {
+    let (connect, _) = space(shared().await, 1).await;
+    let total = publish(&connect, tasks(&names(["flaky", "a", "b"]), 20)).await.len();
+    let record = Record::default();
+    let (gate, waits_for) = (Gate::default(), 3);
+    let open = gate.clone();
+    let handler = record.handler("w", move |attempt| {
+        let gate = open.clone();
+        async move {
+            let flaky = attempt.task.resource.as_str() == "flaky" && attempt.task.payload == "0";
+            if flaky && (attempt.number < waits_for || !gate.is_open()) {
+                return Err(Failure::failed("not yet"));
+            }
+            Ok(())
+        }
+    });
+    let worker = Worker::start(&connect, attempts("w", 0), handler);
+    // It fails until all of the others are executed.
+    record.until_executed(40).await;
+    gate.open();
+    record.until_executed(total).await;
+    record.assert_exclusive_and_in_order();
+    let tries: Vec<_> =
+        record.runs().into_iter().filter(|run| run.end == Some(End::Failed)).collect();
+    assert!(tries.len() >= 2);
+    for (index, run) in tries.iter().enumerate() {
+        assert_eq!((run.resource.as_str(), run.attempt), ("flaky", index as u32 + 1));
+        assert!(!run.redelivered, "a retry gives nothing back to the broker");
+    }
+    assert_eq!(worker.drain().await.executed, total as u64);
+}
+
+#[tokio::test]
+async fn the_last_attempt_ends_in_the_dead_letters() {
+    let (connect, _) = space(shared().await, 1).await;
+    let id = TaskId::new("bad-1").unwrap();
+    let bad = Task::new("r", "{\"n\":1}").unwrap().with_id(id);
+    let bad = bad.with_kind("transfer").with_content_type("application/json");
+    publish(&connect, [bad, task("r", 1)]).await;
+    let tried = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = tried.clone();
+    let handler = handler_fn(move |attempt| {
+        let id = attempt.task.kind.clone();
+        log.lock().unwrap().push((id.is_some(), attempt.number));
+        async move { if id.is_some() { Err(Failure::failed("no funds")) } else { Ok(()) } }
+    });
+    let worker = Worker::start(&connect, attempts("w-1", 3), handler);
+    let letters = await_dead_letters(&connect, 1).await;
+    let letter = &letters[0];
+    assert_eq!(letter.id.as_deref(), Some("bad-1"));
+    assert_eq!(letter.resource.as_deref(), Some("r"));
+    assert_eq!(letter.kind.as_deref(), Some("transfer"));
+    assert_eq!(letter.content_type.as_deref(), Some("application/json"));
+    assert_eq!(letter.payload, Bytes::from_static(b"{\"n\":1}"));
+    assert_eq!((letter.reason.as_str(), letter.attempts), ("no funds", 3));
+    assert_eq!(letter.by.as_deref(), Some("w-1"));
+    assert_eq!(letter.from.as_deref(), Some(queue(&connect).as_str()));
+    assert!(letter.published_at_s.is_some() && letter.dead_at_ms.is_some());
+    eventually("the task behind it", async || (tried.lock().unwrap().len() == 4).then_some(()))
+        .await;
+    let summary = worker.drain().await;
+    assert_eq!((summary.executed, summary.failed, summary.dead_lettered), (1, 3, 1));
+    let tried = tried.lock().unwrap().clone();
+    assert_eq!(tried, [(true, 1), (true, 2), (true, 3), (false, 1)], "in order");
+}
+
+#[tokio::test]
+async fn dead_is_dead_at_once() {
+    let (connect, _) = space(shared().await, 1).await;
+    publish(&connect, [task("r", 0)]).await;
+    let handler = handler_fn(async |_| Err(Failure::dead("no such account")));
+    let worker = Worker::start(&connect, attempts("w", 9), handler);
+    let letters = await_dead_letters(&connect, 1).await;
+    assert_eq!((letters[0].reason.as_str(), letters[0].attempts), ("no such account", 1));
+    worker.drain().await;
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failure() {
+    let (connect, _) = space(shared().await, 1).await;
+    publish(&connect, [task("r", 0), task("r", 1)]).await;
+    let handler = handler_fn(async |attempt| {
+        assert_ne!(attempt.task.payload, "0", "out of cheese");
+        Ok(())
+    });
+    let worker = Worker::start(&connect, attempts("w", 2), handler);
+    let letters = await_dead_letters(&connect, 1).await;
+    let letter = &letters[0];
+    assert!(letter.reason.starts_with("the handler panicked: "), "{}", letter.reason);
+    assert!(letter.reason.contains("out of cheese"), "{}", letter.reason);
+    assert_eq!(letter.attempts, 2);
+    let summary = worker.drain().await;
+    assert_eq!((summary.failed, summary.dead_lettered), (2, 1));
+}
+
+#[tokio::test]
+async fn a_task_whose_time_is_up_is_aborted() {
+    let (connect, _) = space(shared().await, 1).await;
+    publish(&connect, [task("r", 0)]).await;
+    let record = Record::default();
+    let mut options = attempts("w", 2);
+    options.task_timeout = Some(Duration::from_millis(50));
+    let handler = record.handler("w", async |_| std::future::pending().await);
+    let worker = Worker::start(&connect, options, handler);
+    let letters = await_dead_letters(&connect, 1).await;
+    assert_eq!((letters[0].reason.as_str(), letters[0].attempts), ("no end after 50ms", 2));
+    let ends: Vec<_> = record.runs().into_iter().map(|run| run.end).collect();
+    assert_eq!(ends, [Some(End::Aborted), Some(End::Aborted)], "the future was dropped");
+    worker.drain().await;
+}
+
+#[tokio::test]
+async fn a_slow_resource_delays_nobody_within_the_prefetch() {
+    const PREFETCH: u16 = 50;
+    let (connect, _) = space(shared().await, 1).await;
+    let slow = (0..40).map(|sequence| task("slow", sequence));
+    let quick = tasks(&names(["a", "b", "c"]), 50);
+    publish(&connect, slow.chain(quick)).await;
+    let (record, gate) = (Record::default(), Gate::default());
+    let waiting = gate.clone();
+    let handler = record.handler("w", move |attempt| {
+        let gate = waiting.clone();
+        async move {
+            if attempt.task.resource.as_str() == "slow" {
+                gate.passed().await;
+            }
+            Ok(())
+        }
+    });
+    let mut options = named("w");
+    options.prefetch = PREFETCH;
+    let worker = Worker::start(&connect, options, handler);
+    record.until_executed(150).await;
+    let seen = status(&connect).await.unwrap();
+    assert_eq!(seen.partitions[0].unsettled, 40, "the slow ones only");
+    assert_eq!(seen.partitions[0].running, 1);
+    assert_eq!(record.runs().iter().filter(|run| run.resource == "slow").count(), 1);
+
+    // A lane that fills the window does delay the others: that is the bound.
+    publish(&connect, (40..60).map(|sequence| task("slow", sequence))).await;
+    publish(&connect, [task("a", 50)]).await;
+    let full = eventually("a full window", async || {
+        let seen = status(&connect).await.unwrap();
+        (seen.partitions[0].unsettled == u32::from(PREFETCH)).then_some(seen)
+    })
+    .await;
+    assert_eq!(full.partitions[0].ready, 11, "the broker keeps the rest");
+    gate.open();
+    record.until_executed(211).await;
+    record.assert_once();
+    worker.drain().await;
+}
+
+#[tokio::test]
+async fn what_is_no_task_goes_to_the_dead_letters() {
+    let broker = shared().await;
+    let (connect, _) = space(broker, 1).await;
+    let queue = queue(&connect);
+    let (connection, channel) = amqp(broker).await;
+    let text = |bytes: &[u8]| AMQPValue::LongString(LongString::from(bytes));
+    let foreign: [(BasicProperties, &str); 6] = [
+        (BasicProperties::default(), "the header `resource` is missing: not a keylane task"),
+        (
+            header("resource", AMQPValue::LongInt(7)),
+            "the header `resource` is of type integer, it must be a string",
+        ),
+        (
+            header("resource", text(b"")),
+            "the resource is empty: every task must name the resource it touches",
+        ),
+        (
+            header("resource", text(&[b'x'; 1025])),
+            "the resource has 1025 bytes, the most is 1024: hash longer keys before publishing",
+        ),
+        (
+            header("resource", text(b"\xff\xfe")),
+            "the resource is not UTF-8: encode binary keys (hex, base64) before publishing",
+        ),
+        (
+            header("resource", text(b"r")).with_message_id("".into()),
+            "message_id: a task id has 1 to 255 bytes, this one has 0",
+        ),
+    ];
+    for (sequence, (properties, _)) in foreign.iter().enumerate() {
+        put(&channel, &queue, properties.clone(), format!("foreign {sequence}").as_bytes()).await;
+        publish(&connect, [task("r", sequence as u64)]).await;
+    }
+    let record = Record::default();
+    let worker = Worker::start(&connect, named("w"), record.handler("w", async |_| Ok(())));
+    record.until_executed(foreign.len()).await;
+    let mut letters = await_dead_letters(&connect, foreign.len()).await;
+    letters.sort_by_key(|letter| letter.payload.clone());
+    for (letter, (sequence, (_, reason))) in letters.iter().zip(foreign.iter().enumerate()) {
+        assert_eq!(letter.payload, format!("foreign {sequence}"));
+        assert_eq!((letter.reason.as_str(), letter.attempts), (*reason, 0));
+        assert_eq!((letter.by.as_deref(), letter.from.as_deref()), (Some("w"), Some(&*queue)));
+    }
+    assert_eq!(letters.len(), foreign.len());
+    record.assert_once();
+    worker.drain().await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_replayed_and_discarded_in_order() {
+    let broker = shared().await;
+    let (connect, _) = space(broker, 1).await;
+    publish(&connect, (0..4).map(|sequence| task("r", sequence))).await;
+    let worker = Worker::start(
+        &connect,
+        named("w"),
+        handler_fn(async |_| Err(Failure::dead("for the test"))),
+    );
+    await_dead_letters(&connect, 4).await;
+    worker.drain().await;
+    let (connection, channel) = amqp(broker).await;
+    put(&channel, &connect.namespace().dead(), BasicProperties::default(), b"4").await;
+
+    let payloads = async || -> Vec<Bytes> {
+        dead_letters(&connect).await.into_iter().map(|letter| letter.payload).collect()
+    };
+    assert_eq!(payloads().await, ["0", "1", "2", "3", "4"]);
+    assert_eq!(payloads().await, ["0", "1", "2", "3", "4"], "looking changes nothing");
+
+    let mut dead = DeadLetters::open(&connect).await.unwrap();
+    assert_eq!(dead.left(), 5);
+    let zero = dead.next().await.unwrap().unwrap();
+    dead.replay(zero).await.unwrap();
+    let one = dead.next().await.unwrap().unwrap();
+    let two = dead.next().await.unwrap().unwrap();
+    dead.discard(two).await.unwrap();
+    let three = dead.next().await.unwrap().unwrap();
+    dead.replay(three).await.unwrap();
+    let four = dead.next().await.unwrap().unwrap();
+    let error = dead.replay(four).await.unwrap_err();
+    assert!(matches!(error, ReplayError::NoTask(_)), "{error:?}");
+    assert!(dead.next().await.unwrap().is_none());
+    drop(one);
+    dead.close().await;
+    assert_eq!(payloads().await, ["1", "4"], "what was neither replayed nor discarded");
+
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let worker = Worker::start(
+        &connect,
+        named("w"),
+        handler_fn(move |attempt| {
+            log.lock().unwrap().push(attempt.task.payload);
+            async { Ok(()) }
+        }),
+    );
+    eventually("both", async || (seen.lock().unwrap().len() >= 2).then_some(())).await;
+    assert_eq!(*seen.lock().unwrap(), ["0", "3"]);
+    worker.drain().await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// Makes this test binary be a worker: url, namespace, and the file to write to.
+const CHILD: &str = "KEYLANE_TEST_WORKER_CHILD";
+
+/// Not a test of its own: the worker process of the next one.
+#[tokio::test]
+async fn child_dies_of_its_killer() {
+    let Ok(told) = std::env::var(CHILD) else { return };
+    let words: Vec<_> = told.split(' ').collect();
+    let [url, namespace, log] = words[..] else { panic!("{told:?}") };
+    let connect = Connect::new(url).unwrap();
+    let connect = connect.with_namespace(Namespace::new(namespace).unwrap());
+    let log = std::sync::Arc::new(OpenOptions::new().append(true).open(log).unwrap());
+    let handler = handler_fn(move |attempt| {
+        let log = log.clone();
+        async move {
+            let name = attempt.task.resource.to_string();
+            let note = |event| {
+                let line = format!("{event} {name} {}\n", attempt.id);
+                (&*log).write_all(line.as_bytes()).unwrap();
+            };
+            note("start");
+            // Beside others, whose executions it takes along.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if name == "killer" && attempt.task.payload == "kill" {
+                std::process::exit(9);
+            }
+            note("end");
+            Ok(())
+        }
+    });
+    let mut options = named("child");
+    options.slots = 4;
+    options.max_crashes = MaxCrashes::new(4);
+    work(&connect, options, handler, CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_kills_its_worker_ends_alone_in_the_dead_letters() {
+    let broker = shared().await;
+    let (connect, _) = space(broker, 1).await;
+    let neighbours = names(["a", "b", "c", "d", "e", "f"]);
+    let before = tasks(&neighbours, 3);
+    let kill = Task::new("killer", "kill").unwrap().with_id(TaskId::new("the-killer").unwrap());
+    let behind = Task::new("killer", "1").unwrap();
+    let after = tasks(&neighbours, 3);
+    let all: Vec<_> = before.into_iter().chain([kill, behind]).chain(after).collect();
+    let ids: Vec<_> = publish(&connect, all).await.into_iter().map(|r| r.id.to_string()).collect();
+
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    std::fs::File::create(&log).unwrap();
+    let told = format!("{} {} {}", broker.amqp_url(), connect.namespace(), log.display());
+    let start = || {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "child_dies_of_its_killer", "--nocapture"]).env(CHILD, &told);
+        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        child.kill_on_drop(true).spawn().unwrap()
+    };
+    let executed = |log: &Path| count_of(log, "end").len();
+    let mut deaths = 0;
+    let mut child = start();
+    eventually("all but the killer", async || {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(9), "it dies of nothing else");
+            deaths += 1;
+            child = start();
+        }
+        (executed(&log) == ids.len() - 1).then_some(())
+    })
+    .await;
+    let letters = await_dead_letters(&connect, 1).await;
+    child.kill().await.unwrap();
+    let dead: Vec<_> = letters.iter().map(|letter| letter.id.as_deref()).collect();
+    assert_eq!(dead, [Some("the-killer")], "and no neighbour");
+    assert!(letters[0].reason.contains("its worker was lost"), "{}", letters[0].reason);
+    assert_eq!(count_of(&log, "start")["the-killer"], 4, "max_crashes");
+    assert_eq!(deaths, 4);
+}
+
+/// How often each id stands behind this event.
+fn count_of(log: &Path, event: &str) -> BTreeMap<String, usize> {
+    let mut count = BTreeMap::new();
+    for line in std::fs::read_to_string(log).unwrap().lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        if words[0] == event {
+            *count.entry(words[2].to_owned()).or_default() += 1;
+        }
+    }
+    count
+}
