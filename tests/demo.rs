@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 const PLAN: Plan = Plan { commits: 200, files: 30, seed: 7 };
 
+/// So long that even the fastest machine is interrupted in the middle.
+const LONG: Plan = Plan { commits: 20_000, ..PLAN };
+
 /// A repository, and a directory for everything that the demo writes.
 struct Place {
     repository: tempfile::TempDir,
@@ -26,10 +29,10 @@ struct Place {
 }
 
 impl Place {
-    fn new() -> Self {
+    fn new(plan: &Plan) -> Self {
         let directory = || tempfile::tempdir().expect("a directory");
         let place = Self { repository: directory(), temporary: directory() };
-        generate(place.repository.path(), &PLAN).expect("a repository");
+        generate(place.repository.path(), plan).expect("a repository");
         place
     }
 
@@ -74,7 +77,7 @@ async fn demo_queues(broker: &Broker) -> String {
 #[tokio::test]
 async fn every_file_is_rebuilt_while_workers_die() {
     let broker = Broker::shared().await.expect("a broker");
-    let place = Place::new();
+    let place = Place::new(&PLAN);
     let kept = tempfile::tempdir().expect("a directory");
     let mut demo = place.demo(&broker.amqp_url());
     let report = report(demo.arg("--keep").arg(kept.path())).await;
@@ -97,7 +100,7 @@ async fn every_file_is_rebuilt_while_workers_die() {
 #[tokio::test]
 async fn competing_consumers_corrupt_files() {
     let broker = Broker::shared().await.expect("a broker");
-    let place = Place::new();
+    let place = Place::new(&PLAN);
     let mut demo = place.demo(&broker.amqp_url());
     let report = report(demo.arg("--naive")).await;
     assert_eq!(report["mode"], "naive", "{report}");
@@ -111,7 +114,7 @@ async fn competing_consumers_corrupt_files() {
 async fn ctrl_c_leaves_nothing() {
     // Not shared: the others' queues come and go.
     let broker = Broker::start().await.expect("a broker");
-    let place = Place::new();
+    let place = Place::new(&LONG);
     let mut demo = place.demo(&broker.amqp_url());
     let mut demo = demo.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("starts");
     let mut lines = BufReader::new(demo.stderr.take().expect("a pipe")).lines();
