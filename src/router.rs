@@ -74,7 +74,6 @@ pub async fn route(
     let worker = WorkerOptions {
         id: options.id,
         slots: u32::from(options.max_in_flight),
-        prefetch: options.max_in_flight,
         task_timeout: None,
         retry,
         max_crashes: MaxCrashes::OFF,

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::num::NonZeroU16;
+
 use keylane::testing::{Broker, Version};
 use keylane::{Error, Producer, ProducerOptions, handler_fn, init, route, topology, work};
 use keylane::{RouterOptions, Topology};
@@ -39,6 +41,18 @@ async fn another_count_is_refused_with_both() {
     let text = error.to_string();
     assert!(text.contains("5 partitions") && text.contains("7 partitions"), "{text}");
     assert_eq!(topology(&connect).await.unwrap().partitions, count(5));
+}
+
+#[tokio::test]
+async fn another_prefetch_is_refused_with_both() {
+    let connect = connect(shared().await);
+    let [small, large] = [50, 100].map(|prefetch| {
+        Topology::first(count(1)).with_prefetch(NonZeroU16::new(prefetch).unwrap())
+    });
+    assert_eq!(init(&connect, small).await.unwrap(), small);
+    let text = init(&connect, large).await.unwrap_err().to_string();
+    assert!(text.contains("prefetch 50") && text.contains("prefetch 100"), "{text}");
+    assert_eq!(topology(&connect).await.unwrap(), small);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use keylane::testing::{Broker, Version};
 use keylane::{
     Connect, DeadLetters, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId,
-    WorkerOptions, handler_fn, status, work,
+    Topology, WorkerOptions, handler_fn, init, status, work,
 };
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, LongString};
@@ -24,8 +25,8 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use support::{
-    End, Gate, Record, Worker, amqp, await_dead_letters, broker, dead_letters, eventually, header,
-    named, publish, put, space, task, tasks,
+    End, Gate, Record, Worker, amqp, await_dead_letters, broker, connect, count, dead_letters,
+    eventually, header, named, publish, put, space, task, tasks,
 };
 
 async fn shared() -> &'static Broker {
@@ -162,8 +163,9 @@ async fn a_task_whose_time_is_up_is_aborted() {
 
 #[tokio::test]
 async fn a_slow_resource_delays_nobody_within_the_prefetch() {
-    const PREFETCH: u16 = 50;
-    let (connect, _) = space(shared().await, 1).await;
+    const PREFETCH: NonZeroU16 = NonZeroU16::new(50).unwrap();
+    let connect = connect(shared().await);
+    init(&connect, Topology::first(count(1)).with_prefetch(PREFETCH)).await.unwrap();
     let slow = (0..40).map(|sequence| task("slow", sequence));
     let quick = tasks(&names(["a", "b", "c"]), 50);
     publish(&connect, slow.chain(quick)).await;
@@ -178,9 +180,7 @@ async fn a_slow_resource_delays_nobody_within_the_prefetch() {
             Ok(())
         }
     });
-    let mut options = named("w");
-    options.prefetch = PREFETCH;
-    let worker = Worker::start(&connect, options, handler);
+    let worker = Worker::start(&connect, named("w"), handler);
     record.until_executed(150).await;
     let seen = status(&connect).await.unwrap();
     assert_eq!(seen.partitions[0].unsettled, 40, "the slow ones only");
@@ -192,7 +192,7 @@ async fn a_slow_resource_delays_nobody_within_the_prefetch() {
     publish(&connect, [task("a", 50)]).await;
     let full = eventually("a full window", async || {
         let seen = status(&connect).await.unwrap();
-        (seen.partitions[0].unsettled == u32::from(PREFETCH)).then_some(seen)
+        (seen.partitions[0].unsettled == u32::from(PREFETCH.get())).then_some(seen)
     })
     .await;
     assert_eq!(full.partitions[0].ready, 11, "the broker keeps the rest");

@@ -26,9 +26,6 @@ pub(super) struct Work {
     /// Tasks that run at once, at the most
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     slots: u32,
-    /// Deliveries of one partition that this worker holds, at the most
-    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    prefetch: u16,
     /// Time for one attempt; 0 is unlimited
     #[arg(long, default_value = "5m", value_parser = parse_duration, value_name = "TIME")]
     task_timeout: Duration,
@@ -83,7 +80,6 @@ impl Work {
         let options = WorkerOptions {
             id: self.id.unwrap_or_else(default_worker_id),
             slots: self.slots,
-            prefetch: self.prefetch,
             task_timeout: (!self.task_timeout.is_zero()).then_some(self.task_timeout),
             weight: self.weight,
             retry: RetryPolicy {

@@ -149,6 +149,9 @@ impl Priority {
     /// lies within ±50.
     const STEPS: f64 = 1e7;
 
+    /// Above every draw: whoever has it is the owner next.
+    pub const HIGHEST: Self = Self(i32::MAX);
+
     /// The number for the broker.
     #[must_use]
     pub const fn get(self) -> i32 {

@@ -6,7 +6,7 @@
 //! hash, so a later split of a partition has exactly one parent per child.
 
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -134,13 +134,30 @@ pub struct Topology {
     pub partitions: PartitionCount,
     /// How a resource is hashed.
     pub hash: HashFunction,
+    /// How many deliveries of one partition an owner holds, at the most. It is
+    /// the same for all owners, since the order depends on it: what an owner
+    /// gives back must fit into the window of the next one, whole. The broker
+    /// puts what is given back *behind* what was given back before, and only an
+    /// empty list keeps that in order.
+    pub prefetch: NonZeroU16,
 }
 
 impl Topology {
+    /// 256: keeps a worker busy over a round trip to the broker, and bounds
+    /// what a crash redelivers.
+    pub const DEFAULT_PREFETCH: NonZeroU16 = NonZeroU16::new(256).unwrap();
+
     /// The first layout of a namespace.
     #[must_use]
     pub const fn first(partitions: PartitionCount) -> Self {
-        Self { generation: 1, partitions, hash: HashFunction::Xxh3 }
+        let prefetch = Self::DEFAULT_PREFETCH;
+        Self { generation: 1, partitions, hash: HashFunction::Xxh3, prefetch }
+    }
+
+    /// The same with another prefetch.
+    #[must_use]
+    pub const fn with_prefetch(self, prefetch: NonZeroU16) -> Self {
+        Self { prefetch, ..self }
     }
 
     /// The partition that `resource` belongs to.
@@ -160,12 +177,19 @@ impl Topology {
     }
 }
 
+impl From<PartitionCount> for Topology {
+    /// The first layout of a namespace.
+    fn from(partitions: PartitionCount) -> Self {
+        Self::first(partitions)
+    }
+}
+
 impl fmt::Display for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "generation {}, {} partitions, hash {}",
-            self.generation, self.partitions, self.hash
+            "generation {}, {} partitions, hash {}, prefetch {}",
+            self.generation, self.partitions, self.hash, self.prefetch
         )
     }
 }

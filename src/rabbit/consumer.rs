@@ -5,9 +5,14 @@
 //! So a [`QueueChannel`] is ended by [`QueueChannel::close`], which closes the
 //! channel first: unsettled deliveries go back in order.
 
+use std::num::NonZeroU16;
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_lite::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 
@@ -53,7 +58,12 @@ pub(crate) struct QueueChannel {
     /// Taken when the channel is closed, never before.
     consumer: Option<Consumer>,
     queue: String,
+    worker: WorkerId,
+    prefetch: NonZeroU16,
 }
+
+/// It takes milliseconds; a broker that is so slow has other troubles.
+const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl QueueChannel {
     /// Consumes `queue` on a channel of its own. `Ok(None)` if there is no
@@ -63,10 +73,13 @@ impl QueueChannel {
         queue: &str,
         worker: &WorkerId,
         priority: Option<Priority>,
-        prefetch: u16,
+        prefetch: NonZeroU16,
     ) -> Result<Option<Self>, Error> {
         let channel = connection.create_channel().await.doing("open a channel")?;
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await.doing("set the prefetch")?;
+        channel
+            .basic_qos(prefetch.get(), BasicQosOptions::default())
+            .await
+            .doing("set the prefetch")?;
         let arguments = match priority {
             Some(p) => arguments([("x-priority", AMQPValue::LongInt(p.get()))]),
             None => FieldTable::default(),
@@ -80,9 +93,13 @@ impl QueueChannel {
             )
             .await;
         match consumer {
-            Ok(consumer) => {
-                Ok(Some(Self { channel, consumer: Some(consumer), queue: queue.to_owned() }))
-            }
+            Ok(consumer) => Ok(Some(Self {
+                channel,
+                consumer: Some(consumer),
+                queue: queue.to_owned(),
+                worker: worker.clone(),
+                prefetch,
+            })),
             Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => Ok(None),
             Err(error) => Err(Error::from_lapin(format!("consume {queue}"), error)),
         }
@@ -114,6 +131,54 @@ impl QueueChannel {
     pub(crate) async fn ack(&self, ack: Ack) -> Result<(), Error> {
         let options = BasicAckOptions { multiple: ack.multiple };
         self.channel.basic_ack(ack.tag.0, options).await.doing(format!("ack on {}", self.queue))
+    }
+
+    /// Gives the queue up as [`close`](Self::close) does, also while a consumer
+    /// of a higher priority waits for it. Nothing that was delivered may be
+    /// executed any more, and something must be unsettled.
+    ///
+    /// RabbitMQ 4.3 never forgets a consumer whose channel closes while it is
+    /// being replaced and holds deliveries; when its replacement goes, the
+    /// partition belongs to nobody. So everything is given back first. While one
+    /// that is not being replaced gives back, it may be handed later messages
+    /// instead, and the order is gone. So a *deputy* replaces it for certain: a
+    /// consumer of our own with the highest priority of all. It is handed
+    /// everything, in order, when the last delivery has come back, and closing
+    /// its channel is safe, since nothing can replace it.
+    pub(crate) async fn hand_back(mut self, connection: &Connection) {
+        let handing = tokio::time::timeout(HAND_BACK_TIMEOUT, self.install_deputy(connection));
+        let deputy = match handing.await {
+            Ok(Ok(deputy)) => deputy,
+            Ok(Err(error)) => {
+                tracing::warn!(queue = self.queue, %error, "could not hand back, closing");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(queue = self.queue, "could not hand back in time, closing");
+                None
+            }
+        };
+        self.close().await;
+        if let Some(deputy) = deputy {
+            deputy.close().await;
+        }
+    }
+
+    /// Gives everything back to a deputy.
+    async fn install_deputy(&mut self, connection: &Connection) -> Result<Option<Self>, Error> {
+        let highest = Some(Priority::HIGHEST);
+        let deputy = Self::open(connection, &self.queue, &self.worker, highest, self.prefetch);
+        let Some(mut deputy) = deputy.await? else { return Ok(None) };
+        let everything = BasicNackOptions { multiple: true, requeue: true };
+        loop {
+            let returned = self.channel.basic_nack(0, everything).await;
+            returned.doing(format!("give back {}", self.queue))?;
+            tokio::select! {
+                delivery = deputy.next() => return delivery.map(|_| Some(deputy)),
+                // It was on its way when the deputy came.
+                delivery = self.next() => delivery.map(drop)?,
+            }
+        }
     }
 
     /// Gives the queue up: unsettled deliveries go back in order.

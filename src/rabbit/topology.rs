@@ -20,14 +20,16 @@ use tokio::task::JoinSet;
 use super::connection::{Connect, arguments, close, confirm_channel};
 use super::error::{Doing, Error, reply};
 use crate::protocol::names::Namespace;
-use crate::protocol::partition::{PartitionCount, PartitionId, Topology};
+use crate::protocol::partition::{PartitionId, Topology};
 
 /// A delivery may stay unsettled for as long as its lane is retried, and the
 /// worker's own task timeout is what aborts a handler. The broker's (30
 /// minutes by default) only guards against a consumer that is stuck for good.
 const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 3600 * 1000;
 
-/// Declares the layout of the namespace, or finds that it is declared so.
+/// Declares the layout of the namespace, or finds that it is declared so. A
+/// [`PartitionCount`](crate::PartitionCount) alone leaves the rest at its
+/// defaults.
 ///
 /// # Errors
 /// [`Error::TopologyDiffers`] when another one is stored; nothing is changed
@@ -36,10 +38,10 @@ const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 3600 * 1000;
 ///
 /// # Cancel safety
 /// What was declared stays; calling it again completes it.
-pub async fn init(connect: &Connect, partitions: PartitionCount) -> Result<Topology, Error> {
+pub async fn init(connect: &Connect, wanted: impl Into<Topology>) -> Result<Topology, Error> {
     let connection = connect.open("init").await?;
     connect.check_version().await?;
-    let result = declare(&connection, connect.namespace(), Topology::first(partitions)).await;
+    let result = declare(&connection, connect.namespace(), wanted.into()).await;
     close_connection(connection).await;
     result
 }
@@ -86,7 +88,7 @@ async fn declare(
 }
 
 fn check(namespace: &Namespace, stored: Topology, wanted: Topology) -> Result<(), Error> {
-    if (stored.partitions, stored.hash) == (wanted.partitions, wanted.hash) {
+    if (Topology { generation: stored.generation, ..wanted }) == stored {
         return Ok(());
     }
     Err(Error::TopologyDiffers { namespace: namespace.to_string(), stored, wanted })

@@ -34,10 +34,6 @@ pub struct WorkerOptions {
     pub id: WorkerId,
     /// Tasks that run at once, at the most. Default 16.
     pub slots: u32,
-    /// Deliveries of one partition that the worker holds, at the most. A slow
-    /// resource holds up its partition's other resources only when so many of
-    /// its tasks wait that they fill this. Default 256.
-    pub prefetch: u16,
     /// Time for one attempt; then it is aborted and counts as failed. Default
     /// five minutes; `None` is unlimited.
     pub task_timeout: Option<Duration>,
@@ -71,7 +67,6 @@ impl Default for WorkerOptions {
         Self {
             id: WorkerId::random(),
             slots: 16,
-            prefetch: 256,
             task_timeout: Some(Duration::from_secs(300)),
             weight: Weight::ONE,
             retry: RetryPolicy::default(),

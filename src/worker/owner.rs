@@ -46,13 +46,14 @@ impl<E: Execute> Owner<E> {
             if self.session.drain.is_cancelled() || self.session.abort.is_cancelled() {
                 return Ok(());
             }
+            // What was asked of an earlier channel has been done; who asked for
+            // it consumes already, and will have the right of way.
+            while self.outbids.try_recv().is_ok() {}
             let channel = self.open().await?;
             if let Some(opened) = opened.take() {
                 // The listener may have ended; then nobody waits.
                 opened.send(()).await.ok();
             }
-            // What was asked of an earlier channel has been done.
-            while self.outbids.try_recv().is_ok() {}
             let tenure = Tenure::new(Arc::clone(&self.session), self.index, &self.queue, channel);
             let result = tenure.run(&mut self.outbids).await;
             let Err(error) = result else { continue };
@@ -70,12 +71,11 @@ impl<E: Execute> Owner<E> {
     }
 
     async fn open(&self) -> Result<QueueChannel, Error> {
-        let Session { shared, connection, .. } = self.session.as_ref();
+        let Session { shared, connection, topology, .. } = self.session.as_ref();
         let options = &shared.options;
         let partition = PartitionId::new(self.index as u32);
         let priority = priority(&options.id, options.weight, partition);
-        let prefetch = options.prefetch.max(1);
-        QueueChannel::open(connection, &self.queue, &options.id, Some(priority), prefetch)
+        QueueChannel::open(connection, &self.queue, &options.id, Some(priority), topology.prefetch)
             .await?
             .ok_or_else(|| Error::QueueMissing { queue: self.queue.clone() })
     }

@@ -20,6 +20,8 @@ use crate::rabbit::topology::{self, close_connection};
 pub(super) struct Session<E> {
     pub(super) shared: Arc<Shared<E>>,
     pub(super) topology: Topology,
+    /// Whether an owner that is being replaced may give back what it holds.
+    pub(super) hands_back: bool,
     /// Consumes, and nothing else: the broker blocks connections that publish.
     pub(super) connection: Connection,
     /// Greets, reports and claims.
@@ -73,6 +75,7 @@ async fn run_on<E: Execute>(
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         topology,
+        hands_back: connect.requeues_in_order().await,
         connection,
         side,
         publisher: Publisher::new(connect.clone(), "worker, dead letters", topology, None),
@@ -184,7 +187,7 @@ async fn listen<E: Execute>(
 }
 
 /// Tells the owners of the partitions that a newcomer wins. The broker hands
-/// them on by itself, but an owner that leaves meanwhile must know.
+/// them on by itself, but only when all that an owner holds is settled.
 fn outbid<E>(
     session: &Session<E>,
     newcomer: &WorkerId,

@@ -61,7 +61,7 @@ pub(super) struct Tenure<'a, E> {
     /// A newcomer wins the partition: it becomes the owner when everything that
     /// is held here is settled.
     outbid: bool,
-    /// The session drains.
+    /// The session drains, or the partition is handed over.
     leaving: bool,
     /// The lanes were told so.
     draining: bool,
@@ -144,7 +144,12 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.session.shared.counters.aborted.fetch_add(aborted, Ordering::Relaxed);
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
-        self.channel.close().await;
+        // What was not executed is still unsettled.
+        if result.is_ok() && self.session.hands_back && !self.deliveries.is_empty() {
+            self.channel.hand_back(&self.session.connection).await;
+        } else {
+            self.channel.close().await;
+        }
         self.session.held[self.index].note(0, 0);
         result
     }
@@ -208,11 +213,12 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
             Event::Delivered(delivery) => self.delivered(*delivery?).await?,
         }
-        // RabbitMQ 4.3 keeps a channel's consumer for ever if the channel closes
-        // while the consumer is being replaced and holds deliveries. So one that
-        // was outbid settles what it holds, as the broker wants it to, and then
-        // leaves.
-        let may_leave = !self.outbid || self.lanes.unsettled() == 0;
+        // The broker makes the newcomer wait for all that is held here. Either it
+        // is given back, or settled, as the broker wants it to: a channel that
+        // just closes now may leave its consumer behind for ever.
+        let holds = self.lanes.unsettled() > 0;
+        self.leaving |= self.outbid && holds && self.session.hands_back;
+        let may_leave = self.session.hands_back || !self.outbid || !holds;
         if self.leaving && may_leave && !self.draining {
             self.draining = true;
             self.apply(Input::Drain)?;

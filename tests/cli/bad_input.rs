@@ -8,7 +8,10 @@ use super::user::User;
 async fn init_is_idempotent_and_refuses_another_count() {
     let user = User::new().await;
     let first = user.succeeds(&["init", "--partitions", "8", "--json"]);
-    assert_eq!(first.out.trim(), r#"{"generation":1,"partitions":8,"hash":"xxh3_64"}"#);
+    assert_eq!(
+        first.out.trim(),
+        r#"{"generation":1,"partitions":8,"hash":"xxh3_64","prefetch":256}"#
+    );
     user.succeeds(&["init", "--partitions", "8"]);
     user.fails(1, &["init", "--partitions", "16"], &["stored is", "8 partitions", "16 partitions"]);
     for count in ["0", "1025", "many"] {

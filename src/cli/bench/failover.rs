@@ -18,7 +18,7 @@ use super::{drained, median, resource_name};
 use crate::protocol::ownership::priority;
 use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Weight, WorkerId};
 
-const SHAPE: Shape = Shape { slots: 64, prefetch: 256, task_ms: 50, tell: true };
+const SHAPE: Shape = Shape { slots: 64, task_ms: 50, tell: true };
 /// Every measurement is made so often.
 const ROUNDS: u32 = 3;
 /// Enough that each of 64 prefetch windows is full and more waits behind it.

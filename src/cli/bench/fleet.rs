@@ -15,7 +15,6 @@ use crate::{Connect, WorkerId};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     pub(super) slots: u32,
-    pub(super) prefetch: u16,
     pub(super) task_ms: u64,
     /// Whether they tell what they execute.
     pub(super) tell: bool,
@@ -68,7 +67,6 @@ impl Told {
         command
             .args(["bench-worker", "--id", id.as_str()])
             .args(["--slots", &shape.slots.to_string()])
-            .args(["--prefetch", &shape.prefetch.to_string()])
             .args(["--task-ms", &shape.task_ms.to_string()])
             .args(["--log", "error,lapin=off", "--namespace", connect.namespace().as_str()])
             .env("KEYLANE_AMQP_URL", connect.urls())

@@ -11,7 +11,6 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::fleet::{Shape, Told};
-use super::throughput::PREFETCH;
 use super::{drained, this_program};
 use crate::Connect;
 
@@ -49,7 +48,7 @@ pub(super) async fn run(
     file.flush()?;
     drop(file);
 
-    let shape = Shape { slots: 64, prefetch: PREFETCH, task_ms: 0, tell: false };
+    let shape = Shape { slots: 64, task_ms: 0, tell: false };
     let worker = Told::default().spawn(connect, "bench-memory", shape)?;
     let mut publisher = Command::new(this_program()?)
         .args(["publish", "--resource", "/resource", "--namespace", connect.namespace().as_str()])

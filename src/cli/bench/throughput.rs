@@ -87,7 +87,7 @@ async fn ours(bench: &Bench, connect: &Connect) -> anyhow::Result<(f64, u64)> {
         std::future::ready(Ok(()))
     });
     let shutdown = CancellationToken::new();
-    let options = WorkerOptions { prefetch: PREFETCH, slots: 64, ..WorkerOptions::default() };
+    let options = WorkerOptions { slots: 64, ..WorkerOptions::default() };
     let worker = started_worker(connect, options, handler, shutdown.clone()).await?;
     let options = ProducerOptions { max_in_flight: IN_FLIGHT, ..ProducerOptions::default() };
     let producer = Producer::open(connect, options).await?;

@@ -17,8 +17,6 @@ pub(in crate::cli) struct BenchWorker {
     #[arg(long)]
     slots: u32,
     #[arg(long)]
-    prefetch: u16,
-    #[arg(long)]
     task_ms: u64,
     /// Print a line per execution
     #[arg(long)]
@@ -66,8 +64,8 @@ pub(super) fn now_us() -> u64 {
 impl BenchWorker {
     pub(in crate::cli) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
         let connect = broker.connect()?;
-        let Self { id, slots, prefetch, .. } = self;
-        let options = WorkerOptions { id, slots, prefetch, ..WorkerOptions::default() };
+        let Self { id, slots, .. } = self;
+        let options = WorkerOptions { id, slots, ..WorkerOptions::default() };
         let (pause, tell) = (Duration::from_millis(self.task_ms), self.tell);
         let handler = handler_fn(move |attempt| async move {
             let start_us = now_us();

@@ -1,6 +1,7 @@
 //! Where the tasks of the demo wait: keylane's partitions, or one plain queue.
 
 use std::cell::Cell;
+use std::num::NonZeroU16;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ const PARTITIONS: PartitionCount = match PartitionCount::new(32) {
     Ok(count) => count,
     Err(_) => PartitionCount::DEFAULT,
 };
+
+/// Deliveries of one partition that a worker holds: some rounds of its slots. More
+/// would come back as redelivered with every hand-over.
+const PREFETCH: NonZeroU16 = NonZeroU16::new(64).unwrap();
 
 /// Edits that are read before they can be published: enough to never wait for
 /// git, too few to matter in memory.
@@ -66,7 +71,8 @@ impl Queues {
         if self.naive {
             NaiveQueue::open(&self.connect, "coordinator").await?.close().await;
         } else {
-            crate::init(&self.connect, PARTITIONS).await?;
+            let topology = Topology::first(PARTITIONS).with_prefetch(PREFETCH);
+            crate::init(&self.connect, topology).await?;
         }
         Ok(())
     }

@@ -29,10 +29,6 @@ const BLOB_READERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 /// some while others run, few enough for several workers on one machine.
 const SLOTS: u16 = 8;
 
-/// Deliveries of one partition that a worker holds: some rounds of its slots. More
-/// would come back as redelivered with every hand-over.
-const PREFETCH: u16 = 64;
-
 /// Work of an edit takes up to this long, as if the handler had something to
 /// compute. Short: the demo is to show many tasks.
 const LONGEST_PAUSE: Duration = Duration::from_millis(3);
@@ -100,8 +96,7 @@ async fn distribute(
     bench: Arc<Bench>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let options =
-        WorkerOptions { id, slots: u32::from(SLOTS), prefetch: PREFETCH, ..Default::default() };
+    let options = WorkerOptions { id, slots: u32::from(SLOTS), ..Default::default() };
     let handler = handler_fn(move |attempt: Attempt| {
         let bench = Arc::clone(&bench);
         async move {
