@@ -55,6 +55,11 @@ async fn on_4_3_a_newcomer_does_not_wait_for_what_is_held() {
     a_newcomer_does_not_wait_for_what_is_held(broker(Version::V4_3).await).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_4_3_a_partition_that_is_given_up_holds_no_slot() {
+    a_partition_that_is_given_up_holds_no_slot(broker(Version::V4_3).await).await;
+}
+
 /// A hand-over takes as long as what the old owner holds, here some 7 s, and
 /// machines are slow at times.
 const TAKE_OVER: Duration = Duration::from_secs(40);
@@ -192,6 +197,64 @@ async fn a_newcomer_does_not_wait_for_what_is_held(broker: &Broker) {
     }
     hurry.open();
     record.until_executed(total).await;
+    record.assert_once();
+    old.drain().await;
+    newcomer.drain().await;
+}
+
+/// Who stands in line for a slot when his partition is handed over would be
+/// given one, and keep it.
+async fn a_partition_that_is_given_up_holds_no_slot(broker: &Broker) {
+    let (connect, topology) = space(broker, 6).await;
+    let one = Weight::ONE;
+    let favourites = favourites(&topology, &[("old", one), ("newcomer", one)]);
+    let of = |name: &str| favourites.iter().position(|favourite| favourite == name).unwrap();
+    let resources = resources(&topology, 3);
+    let [long, short, next] = &resources[of("newcomer")][..] else { panic!("three") };
+    let kept = &resources[of("old")][0];
+    let (record, end_long, end_short) = (Record::default(), Gate::default(), Gate::default());
+    let handler = {
+        let gates = [(long.clone(), end_long.clone()), (short.clone(), end_short.clone())];
+        move |attempt: Attempt| {
+            let resource = attempt.task.resource.to_string();
+            let gate = gates.iter().find(|(name, _)| *name == resource).map(|(_, gate)| gate);
+            let gate = gate.cloned();
+            async move {
+                if let Some(gate) = gate {
+                    gate.passed().await;
+                }
+                Ok(())
+            }
+        }
+    };
+    let mut two_slots = options("old");
+    two_slots.slots = 2;
+    let old = Worker::start(&connect, two_slots, record.handler("old", handler));
+    for resource in [long, short, next, kept] {
+        publish(&connect, tasks(&[resource.clone()], 1)).await;
+        let waiting = record.runs().len() == 2;
+        if !waiting {
+            record.until("it runs", |runs| runs.iter().any(|run| run.resource == *resource)).await;
+        }
+    }
+    eventually("deliveries", async || {
+        let held: u32 =
+            status(&connect).await.unwrap().partitions.iter().map(|p| p.unsettled).sum();
+        (held == 4).then_some(())
+    })
+    .await;
+    let handler = record.handler("newcomer", async |_| Ok(()));
+    let newcomer = Worker::start(&connect, options("newcomer"), handler);
+    await_consumers(broker, &connect, ".g1.p", 2).await;
+    // The owner hears of it after the broker does. If it did not within this
+    // time, the test would show nothing, but not fail.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    end_short.open();
+    let at_last = |runs: &[Run]| runs.iter().any(|run| run.resource == *kept);
+    record.until("the other partition goes on", at_last).await;
+    assert!(record.runs().iter().all(|run| run.resource != *next), "it is not started here");
+    end_long.open();
+    record.until_executed(4).await;
     record.assert_once();
     old.drain().await;
     newcomer.drain().await;

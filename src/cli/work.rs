@@ -43,7 +43,7 @@ pub(super) struct Work {
     max_retry_delay: Duration,
     /// Lost executions (the worker died or was cut off) until a task goes to
     /// the dead letters; 0 is unlimited, the least is 2
-    #[arg(long, default_value_t = 4, value_name = "N")]
+    #[arg(long, default_value_t = 5, value_name = "N")]
     max_crashes: u32,
     /// When stopped: time for running tasks to finish
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]

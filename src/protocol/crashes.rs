@@ -8,9 +8,13 @@
 //!
 //! keylane therefore collects evidence. A task that was lost often enough to be
 //! suspect is run only after a *claim* on it is stored; if the worker dies, the
-//! claim stays. A task that is claimed already is run *alone* on its worker,
-//! again after a claim that says so. If the worker dies even then, there is
-//! nobody else who could have done it, and the task is guilty.
+//! claim stays. A task that left claims behind twice is run *alone* on its
+//! worker, again after a claim that says so. If the worker dies even then, there
+//! is nobody else who could have done it, and the task is guilty.
+//!
+//! Twice, since running alone is expensive: an operator who kills a worker
+//! leaves a claim of every suspect that ran there. The same bystander is seldom
+//! there again.
 
 use std::collections::BTreeMap;
 
@@ -42,10 +46,10 @@ impl MaxCrashes {
 }
 
 impl Default for MaxCrashes {
-    /// Four: twice unseen, since one hand-over must cost nothing, once beside
+    /// Five: twice unseen, since one hand-over must cost nothing, twice beside
     /// others, once alone.
     fn default() -> Self {
-        Self(4)
+        Self(5)
     }
 }
 
@@ -79,11 +83,14 @@ pub fn judge(max: MaxCrashes, losses: u32, evidence: Option<Evidence>) -> Suspic
         return Suspicion::None;
     }
     let claimed = evidence.unwrap_or_default();
+    // Of `max` executions the last is alone, up to two are claimed before it,
+    // and at least one is seen by nobody.
+    let beside = max.saturating_sub(2).min(2);
     if claimed.alone {
         Suspicion::Guilty
-    } else if losses < max.saturating_sub(2).max(1) {
+    } else if losses < max.saturating_sub(1 + beside) {
         Suspicion::None
-    } else if claimed.lost > 0 || max == 2 {
+    } else if claimed.lost >= beside {
         Suspicion::Alone
     } else {
         Suspicion::Claim
@@ -186,6 +193,12 @@ mod tests {
         assert_eq!(judge(max, 1, None), Suspicion::None, "one hand-over costs nothing");
         assert_eq!(judge(max, 1_000_000, None), Suspicion::Claim);
         assert_eq!(judge(MaxCrashes::OFF, 1_000_000, None), Suspicion::None);
+    }
+
+    #[test]
+    fn a_bystander_of_one_crash_runs_beside_others() {
+        let judged = |lost| judge(MaxCrashes::default(), 3, Some(Evidence { lost, alone: false }));
+        assert_eq!([1, 2].map(judged), [Suspicion::Claim, Suspicion::Alone]);
     }
 
     #[test]

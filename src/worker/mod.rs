@@ -41,7 +41,7 @@ pub struct WorkerOptions {
     pub weight: Weight,
     /// How often and when a failed task is tried again.
     pub retry: RetryPolicy,
-    /// After how many lost executions a task is dead-lettered. Default 4.
+    /// After how many lost executions a task is dead-lettered. Default 5.
     pub max_crashes: MaxCrashes,
     /// When shut down: time for running tasks to finish; then they are aborted
     /// and another worker executes them again. Default 30 s.

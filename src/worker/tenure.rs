@@ -166,6 +166,10 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.timer.as_mut().reset(due);
         }
         let Self { session, lanes, running, dead_letters, slots, channel, timer, .. } = self;
+        if !lanes.wants_slot() {
+            // Whoever stands in line is given a slot, wanted or not.
+            *slots = PollSemaphore::new(slots.clone_inner());
+        }
         tokio::select! {
             // Ends make room before anything starts, and acks are not kept
             // waiting by a flood of deliveries.

@@ -1,7 +1,7 @@
 //! How long partitions stand still when a worker is killed, stopped, or joins,
 //! under a backlog of slow tasks that fills every prefetch window.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,18 +12,20 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::fleet::{Process, Shape, Told};
-use super::ledger::Ledger;
+use super::ledger::Note;
 use super::worker::now_us;
 use super::{drained, median, resource_name};
 use crate::protocol::ownership::priority;
-use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Weight, WorkerId};
+use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Topology, Weight, WorkerId};
 
 const SHAPE: Shape = Shape { slots: 64, task_ms: 50, tell: true };
 /// Every measurement is made so often.
 const ROUNDS: u32 = 3;
-/// Enough that each of 64 prefetch windows is full and more waits behind it.
-const BACKLOG: u64 = 40_000;
-const RESOURCES: u32 = 2_000;
+/// Resources of each partition: more than slots that fall to it, so that none is ever idle.
+const LANES: usize = 32;
+/// Tasks of each resource that wait or run: enough that every prefetch window is
+/// full, and more waits behind it.
+const BACKLOG: u32 = 20;
 /// A partition that has not moved by then is not going to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -94,23 +96,52 @@ pub(super) async fn run(
     Ok((failover, told.violations()))
 }
 
-/// Keeps a backlog until it is told to stop.
+/// Keeps a backlog of every resource until it is told to stop.
 async fn feed(connect: Connect, told: Told, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let producer = Arc::new(Producer::open(&connect, ProducerOptions::default()).await?);
-    let ledger = Ledger::new(RESOURCES, 0, false);
-    let mut index = 0;
+    let producer = Producer::open(&connect, ProducerOptions::default()).await?;
+    // How many tasks of each resource are published, and how many executed.
+    let mut progress: BTreeMap<u32, (u32, u32)> =
+        evenly_spread(producer.topology()).into_iter().map(|r| (r, (0, 0))).collect();
+    let mut seen = 0;
     while !stop.load(Ordering::Relaxed) {
-        if index > told.all().len() as u64 + BACKLOG {
-            sleep(Duration::from_millis(20)).await;
-            continue;
+        for (_, execution) in &told.all()[seen..] {
+            seen += 1;
+            if let Some((_, executed)) = progress.get_mut(&execution.resource) {
+                *executed = execution.sequence.max(*executed);
+            }
         }
-        let note = ledger.note(index);
-        let task = Task::on(resource_name(note.resource), note.to_payload());
-        let pending = producer.send(&task).await?;
-        tokio::spawn(pending.confirmed());
-        index += 1;
+        for (resource, (published, executed)) in &mut progress {
+            while *published < *executed + BACKLOG {
+                *published += 1;
+                let (resource, sequence) = (*resource, *published);
+                let note = Note { resource, sequence, published: Duration::ZERO };
+                let task = Task::on(resource_name(resource), note.to_payload());
+                let pending = producer.send(&task).await?;
+                tokio::spawn(pending.confirmed());
+            }
+        }
+        sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+/// So many resources of each partition.
+fn evenly_spread(topology: &Topology) -> Vec<u32> {
+    let mut lanes = vec![0; topology.partitions().len()];
+    let mut missing = LANES * lanes.len();
+    let mut spread = Vec::with_capacity(missing);
+    for resource in 0.. {
+        if missing == 0 {
+            break;
+        }
+        let partition = topology.partition_of(&resource_name(resource)).number();
+        let lanes = &mut lanes[partition as usize];
+        if *lanes < LANES {
+            (*lanes, missing) = (*lanes + 1, missing - 1);
+            spread.push(resource);
+        }
+    }
+    spread
 }
 
 /// Waits until so many workers answer, and every partition executes tasks.

@@ -11,7 +11,7 @@ mod worker;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, ensure};
 use clap::ValueEnum;
 
 use serde::Serialize;
@@ -22,15 +22,17 @@ pub(super) use self::worker::BenchWorker;
 use super::Broker;
 use super::progress::{bar, grouped};
 use super::signals::until_signalled;
+use crate::rabbit::purge::purge;
 use crate::{
-    Connect, Error, Handler, PartitionCount, Resource, WorkerOptions, WorkerSummary, work,
+    Connect, Error, Handler, Namespace, PartitionCount, Resource, WorkerOptions, WorkerSummary,
+    work,
 };
 
 /// Measure keylane beside raw loops over the same queues
 ///
 /// Throughput and latency alternate with the raw loops in one run, so that the
-/// ratios hold on a noisy machine too. Needs a namespace of its own, with 64
-/// partitions, and makes it. Use a release build.
+/// ratios hold on a noisy machine too. Every part has a namespace of its own, of
+/// 64 partitions, and leaves nothing of it. Use a release build.
 #[derive(Debug, clap::Args)]
 pub(super) struct Bench {
     /// What to measure [default: everything]
@@ -83,37 +85,39 @@ impl Bench {
             );
         }
         let (connect, _running) = broker.ensure("bench").await?;
-        crate::init(&connect, PartitionCount::DEFAULT).await?;
-        until_signalled("ending at the next round", async |shutdown| {
-            tokio::select! {
-                result = self.measure(&connect) => result,
-                () = shutdown.cancelled() => bail!("interrupted"),
-            }
+        until_signalled("cleaning up", |shutdown| async move {
+            let space = Space { connect: &connect, shutdown };
+            self.measure(&space).await
         })
         .await
     }
 
-    async fn measure(&self, connect: &Connect) -> anyhow::Result<ExitCode> {
+    async fn measure(&self, space: &Space<'_>) -> anyhow::Result<ExitCode> {
         let progress = bar(None, "{spinner:.cyan} {msg} {elapsed}");
         let wanted = |part| self.parts.is_empty() || self.parts.contains(&part);
         let mut report = Report::default();
         if wanted(Part::Throughput) {
-            let (throughput, violations) = throughput::run(self, connect, &progress).await?;
+            let (throughput, violations) =
+                space.with(async |connect| throughput::run(self, connect, &progress).await).await?;
             report.throughput = Some(throughput);
             report.violations += violations;
         }
         if wanted(Part::Latency) {
-            let (latency, violations) = latency::run(self, connect, &progress).await?;
+            let (latency, violations) =
+                space.with(async |connect| latency::run(self, connect, &progress).await).await?;
             report.latency_ms = Some(latency);
             report.violations += violations;
         }
         if wanted(Part::Failover) {
-            let (failover, violations) = failover::run(connect, &progress).await?;
+            let (failover, violations) =
+                space.with(async |connect| failover::run(connect, &progress).await).await?;
             report.failover_ms = Some(failover);
             report.violations += violations;
         }
         if wanted(Part::Memory) {
-            let (memory, violations) = memory::run(self.memory_tasks, connect, &progress).await?;
+            let tasks = self.memory_tasks;
+            let (memory, violations) =
+                space.with(async |connect| memory::run(tasks, connect, &progress).await).await?;
             report.memory_mb = Some(memory);
             report.violations += violations;
         }
@@ -124,6 +128,37 @@ impl Bench {
             print(&report);
         }
         Ok(if report.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// Where the parts are measured.
+struct Space<'a> {
+    connect: &'a Connect,
+    shutdown: CancellationToken,
+}
+
+impl Space<'_> {
+    /// Measures in a fresh namespace, and removes it whatever happens.
+    async fn with<T>(
+        &self,
+        measure: impl AsyncFnOnce(&Connect) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let random = &uuid::Uuid::new_v4().simple().to_string()[..8];
+        let namespace = Namespace::new(format!("{}-{random}", self.connect.namespace()))?;
+        let connect = self.connect.clone().with_namespace(namespace);
+        let topology = crate::init(&connect, PartitionCount::DEFAULT).await?;
+        let measured = async {
+            let measured = measure(&connect).await?;
+            let dead = crate::status(&connect).await?.dead;
+            ensure!(dead == 0, "{dead} tasks ended in the dead letters");
+            Ok(measured)
+        };
+        let result = tokio::select! {
+            result = measured => result,
+            () = self.shutdown.cancelled() => Err(anyhow!("interrupted")),
+        };
+        purge(&connect, &topology).await?;
+        result
     }
 }
 
