@@ -18,7 +18,7 @@ use keylane::{
 };
 
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use support::{
     End, Gate, Record, Run, Worker, amqp, await_consumers, broker, cut_connections, eventually,
     named, publish, resources, soon, space, tasks,
@@ -53,6 +53,11 @@ on_both_versions! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_4_3_a_newcomer_does_not_wait_for_what_is_held() {
     a_newcomer_does_not_wait_for_what_is_held(broker(Version::V4_3).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_4_3_a_hand_over_is_told_from_a_loss() {
+    a_hand_over_is_told_from_a_loss(broker(Version::V4_3).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,6 +205,37 @@ async fn a_newcomer_does_not_wait_for_what_is_held(broker: &Broker) {
     record.assert_once();
     old.drain().await;
     newcomer.drain().await;
+}
+
+/// What the evidence against tasks that kill their workers relies on.
+async fn a_hand_over_is_told_from_a_loss(broker: &Broker) {
+    let (connect, topology) = space(broker, 1).await;
+    publish(&connect, tasks(&["r".to_owned()], 10)).await;
+    let (record, gate) = (Record::default(), Gate::default());
+    let waiting = gate.clone();
+    let handler = record.handler("w", move |_| {
+        let gate = waiting.clone();
+        async move {
+            gate.passed().await;
+            Ok(())
+        }
+    });
+    let worker = Worker::start(&connect, options("w"), handler);
+    await_prefetched(&connect, 10).await;
+    worker.shut_down();
+    gate.open();
+    worker.ended().await;
+
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    let (connection, channel) = amqp(broker).await;
+    let options = BasicConsumeOptions::default();
+    let consume =
+        channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+    let delivery = soon("a delivery", consume.await.unwrap().next()).await.unwrap().unwrap();
+    let headers = delivery.properties.headers().clone().unwrap();
+    let count = |name: &str| headers.inner().get(name).and_then(AMQPValue::as_long_long_int);
+    assert_eq!((count("x-delivery-count"), count("x-acquired-count")), (Some(1), Some(2)));
+    connection.close(200, "done".into()).await.unwrap();
 }
 
 /// Who stands in line for a slot when his partition is handed over would be

@@ -28,8 +28,10 @@ use crate::protocol::task::{EnvelopeError, Task};
 pub(crate) struct Delivery {
     /// Its tag on its channel.
     pub(crate) tag: DeliveryTag,
-    /// How often a channel that held it was lost.
+    /// How often a channel that held it was lost, other than by a hand-over.
     pub(crate) losses: u32,
+    /// Whether any channel held it before: it may have been executed.
+    pub(crate) redelivered: bool,
     /// The properties as they came, for the dead letters.
     pub(crate) properties: BasicProperties,
     /// The body.
@@ -41,6 +43,7 @@ impl Delivery {
         Self {
             tag: DeliveryTag(delivery.delivery_tag),
             losses: envelope::losses(&delivery.properties),
+            redelivered: envelope::redelivered(&delivery.properties),
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
         }
@@ -158,6 +161,7 @@ impl QueueChannel {
                 None
             }
         };
+        // In this order, or the broker would hand everything to this channel anew.
         self.close().await;
         if let Some(deputy) = deputy {
             deputy.close().await;

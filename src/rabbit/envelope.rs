@@ -11,8 +11,10 @@ use crate::protocol::task::{Envelope, Header, RESOURCE_HEADER, TRACEPARENT_HEADE
 /// AMQP's number for a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// Header by which the broker counts how often a delivery was lost.
+/// How often a channel that held it went, by the broker's count.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// How often it was handed out and came back, since RabbitMQ 4.3.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
 
 /// The properties of a task's message. `None` if the kind or the content type
 /// is longer than AMQP's 255 bytes.
@@ -97,9 +99,23 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
     }
 }
 
-/// How often a channel that held this message was lost.
+/// Whether a channel that held this message was closed or lost.
+pub(crate) fn redelivered(properties: &BasicProperties) -> bool {
+    number(properties, DELIVERY_COUNT).is_some_and(|count| count > 0)
+}
+
+/// How often a channel that held this message was lost, or closed without
+/// giving it back: hand-overs that went well do not count where the broker
+/// tells them apart.
+///
+/// A channel that goes raises both counts by one. A hand-over raises the first
+/// by two, for its owner and for its deputy, and the second by one, for the
+/// deputy (see [`QueueChannel::hand_back`](super::consumer::QueueChannel::hand_back)).
 pub(crate) fn losses(properties: &BasicProperties) -> u32 {
-    header(properties, DELIVERY_COUNT).and_then(integer).map_or(0, |n| n.try_into().unwrap_or(0))
+    let failures = number(properties, DELIVERY_COUNT).unwrap_or(0);
+    let acquisitions = number(properties, ACQUIRED_COUNT).unwrap_or(failures);
+    let losses = failures.saturating_mul(2).saturating_sub(acquisitions);
+    u32::try_from(losses.max(0)).unwrap_or(u32::MAX)
 }
 
 /// A header as text, if it is UTF-8 text.
@@ -162,5 +178,31 @@ fn untrusted(value: &AMQPValue) -> Header<'_> {
         | AMQPValue::LongInt(_)
         | AMQPValue::LongUInt(_)
         | AMQPValue::LongLongInt(_) => Header::Other("integer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hand_overs_are_no_losses_where_the_broker_tells_them_apart() {
+        let counted = |failures: Option<i64>, acquisitions: Option<i64>| {
+            let mut headers = FieldTable::default();
+            for (name, count) in [(DELIVERY_COUNT, failures), (ACQUIRED_COUNT, acquisitions)] {
+                if let Some(count) = count {
+                    headers.insert(name.into(), AMQPValue::LongLongInt(count));
+                }
+            }
+            let properties = BasicProperties::default().with_headers(headers);
+            (losses(&properties), redelivered(&properties))
+        };
+        assert_eq!(counted(None, None), (0, false));
+        assert_eq!(counted(Some(3), None), (3, true), "4.0 has one count");
+        assert_eq!(counted(Some(1), Some(1)), (1, true), "a channel was lost");
+        assert_eq!(counted(Some(1), Some(2)), (0, true), "a hand-over");
+        assert_eq!(counted(Some(4), Some(6)), (2, true), "two of each");
+        assert_eq!(counted(None, Some(1)), (0, false), "given back, and nothing else");
+        assert_eq!(counted(Some(i64::MAX), Some(i64::MIN)), (u32::MAX, true));
     }
 }

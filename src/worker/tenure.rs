@@ -270,7 +270,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
 
     async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
         let tag = delivery.tag;
-        if delivery.losses > 0 {
+        if delivery.redelivered {
             self.session.shared.counters.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         let task = match delivery.task() {
@@ -389,7 +389,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             id: id.clone(),
             task: task.clone(),
             number,
-            redelivered: delivery.losses > 0,
+            redelivered: delivery.redelivered,
             partition: self.session.topology.partition_of(&task.resource),
             timeout: shared.options.task_timeout,
         };

@@ -13,12 +13,12 @@ use tokio::time::{Instant, sleep};
 
 use super::fleet::{Process, Shape, Told};
 use super::ledger::Note;
-use super::worker::now_us;
+use super::worker::{Execution, now_us};
 use super::{drained, median, resource_name};
 use crate::protocol::ownership::priority;
 use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Topology, Weight, WorkerId};
 
-const SHAPE: Shape = Shape { slots: 64, task_ms: 50, tell: true };
+const SHAPE: Shape = Shape { slots: 32, task_ms: 50, tell: true };
 /// Every measurement is made so often.
 const ROUNDS: u32 = 3;
 /// Resources of each partition: more than slots that fall to it, so that none is ever idle.
@@ -28,6 +28,9 @@ const LANES: usize = 32;
 const BACKLOG: u32 = 20;
 /// A partition that has not moved by then is not going to.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What happened last is digested, and does not count for what comes next.
+const CALM: Duration = Duration::from_secs(3);
 
 /// In milliseconds, until the *last* of the worker's partitions executes
 /// elsewhere; the median of three.
@@ -67,7 +70,6 @@ pub(super) async fn run(
         let at = now_us();
         let name = format!("bench-{}", 4 + 2 * round);
         let newcomer = told.spawn(connect, &name, SHAPE)?;
-        settle(connect, 3).await?;
         let ids: Vec<&WorkerId> = fleet.iter().map(|p| &p.id).chain([&newcomer.id]).collect();
         let won = won_by(connect, &newcomer.id, &ids).await?;
         join.push(moved(&told, &won, at, |who| *who == newcomer.id).await?);
@@ -152,6 +154,7 @@ async fn settle(connect: &Connect, workers: u32) -> anyhow::Result<()> {
         let settled = status.workers.len() as u32 == workers
             && status.partitions.iter().all(|p| p.owner.is_some() && p.running > 0);
         if settled {
+            sleep(CALM).await;
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -161,7 +164,7 @@ async fn settle(connect: &Connect, workers: u32) -> anyhow::Result<()> {
                 status.workers.len()
             );
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(500)).await;
     }
 }
 
@@ -196,25 +199,25 @@ async fn moved(
         bail!("the worker owned no partition");
     }
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let firsts: Vec<Option<u64>> = {
-            let all = told.all();
-            let first = |partition: &u32| {
-                let started = |(worker, e): &&(WorkerId, super::worker::Execution)| {
-                    e.partition == *partition && e.start_us >= at_us && who(worker)
-                };
-                all.iter().filter(started).map(|(_, e)| e.start_us).min()
-            };
-            partitions.iter().map(first).collect()
-        };
-        if let Some(last) = firsts.iter().copied().collect::<Option<Vec<_>>>() {
-            let last = last.into_iter().max().unwrap_or(at_us);
-            return Ok((last - at_us) as f64 / 1e3);
-        }
+    let mut firsts = BTreeMap::new();
+    // What is told is told late, but not by a second.
+    let earlier = |(_, execution): &(WorkerId, Execution)| execution.end_us + 1_000_000 < at_us;
+    let mut seen = told.all().iter().rposition(earlier).map_or(0, |index| index + 1);
+    while firsts.len() < partitions.len() {
         if Instant::now() > deadline {
-            let stuck = firsts.iter().filter(|f| f.is_none()).count();
+            let stuck = partitions.len() - firsts.len();
             bail!("{stuck} of {} partitions did not move in {PATIENCE:?}", partitions.len());
         }
         sleep(Duration::from_millis(50)).await;
+        for (worker, execution) in &told.all()[seen..] {
+            seen += 1;
+            let moved = execution.start_us >= at_us && who(worker);
+            if moved && partitions.contains(&execution.partition) {
+                let first = firsts.entry(execution.partition).or_insert(u64::MAX);
+                *first = execution.start_us.min(*first);
+            }
+        }
     }
+    let last = firsts.into_values().max().unwrap_or(at_us);
+    Ok((last - at_us) as f64 / 1e3)
 }
