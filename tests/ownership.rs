@@ -19,6 +19,9 @@ use keylane::{
 
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use url::Url;
+
+use support::proxy::Proxy;
 use support::{
     End, Gate, Record, Run, Worker, amqp, await_consumers, broker, cut_connections, eventually,
     named, publish, resources, soon, space, tasks,
@@ -46,6 +49,7 @@ on_both_versions! {
     a_dropped_worker_is_replaced
     a_dropped_worker_leaves_no_ghost
     a_cut_connection_aborts_what_runs
+    a_silent_broker_ends_what_runs_before_others_begin
     weights_shift_shares
     a_smaller_window_breaks_the_order
 }
@@ -470,6 +474,37 @@ async fn a_cut_connection_aborts_what_runs(broker: &Broker) {
     assert!(summary.reconnects > 0, "{summary:?}");
     assert_eq!(summary.aborted, resources.len() as u64);
     assert_eq!(summary.executed, total as u64);
+}
+
+/// Neither side is told that the wire is dead. The broker waits for two or three
+/// heartbeats; the worker must be earlier.
+async fn a_silent_broker_ends_what_runs_before_others_begin(broker: &Broker) {
+    let (connect, topology) = space(broker, 4).await;
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, 5)).await.len();
+    let record = Record::default();
+    let url = Url::parse(&broker.amqp_url()).unwrap();
+    let proxy = Proxy::to(url.port().unwrap()).await;
+    let mut through = url.clone();
+    through.set_port(Some(proxy.port)).unwrap();
+    through.set_query(Some("heartbeat=2"));
+    let through = Connect::new(through).unwrap().with_namespace(connect.namespace().clone());
+    let handler = record.handler("far", async |_| std::future::pending().await);
+    let far = Worker::start(&through, options("far"), handler);
+    record.until("all lanes run", |runs| runs.len() == resources.len()).await;
+    let mut heir = options("heir");
+    heir.weight = Weight::new(0.001).unwrap();
+    let heir = Worker::start(&connect, heir, record.handler("heir", async |_| Ok(())));
+    await_consumers(broker, &connect, ".g1.p", 2).await;
+
+    proxy.fall_silent();
+    record.until_executed(total).await;
+    record.assert_exclusive_and_in_order();
+    let runs = record.runs();
+    let aborted = runs.iter().filter(|run| run.end == Some(End::Aborted)).count();
+    assert_eq!(aborted, resources.len());
+    heir.drain().await;
+    far.kill().await;
 }
 
 async fn weights_shift_shares(broker: &Broker) {

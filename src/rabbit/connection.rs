@@ -180,10 +180,24 @@ pub(crate) async fn confirm_channel(
     Ok(channel)
 }
 
+/// A broker that does not answer a goodbye in this time is not waited for.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Closes a channel; one that is closed already is as good.
 pub(crate) async fn close(channel: &lapin::Channel) {
-    if let Err(error) = channel.close(200, "done".into()).await {
-        tracing::debug!(%error, "the channel was closed already");
+    match tokio::time::timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the channel was closed already"),
+        Err(_) => tracing::debug!("the broker does not say goodbye to a channel"),
+    }
+}
+
+/// Says goodbye, so that the broker's log does not complain.
+pub(crate) async fn close_connection(connection: Connection) {
+    match tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the connection was closed already"),
+        Err(_) => tracing::debug!("the broker does not say goodbye to a connection"),
     }
 }
 

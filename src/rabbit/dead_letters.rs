@@ -13,7 +13,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use serde::Serialize;
 
-use super::connection::{Connect, close};
+use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
 use super::envelope::{self, BROKERS_OWN, envelope, number, text};
 use super::error::{Doing, Error};
@@ -285,6 +285,6 @@ impl DeadLetters {
     pub async fn close(self) {
         self.publisher.close().await;
         close(&self.channel).await;
-        topology::close_connection(self.connection).await;
+        close_connection(self.connection).await;
     }
 }

@@ -109,6 +109,14 @@ pub enum Error {
         /// Its name.
         queue: String,
     },
+    /// The broker has not answered for so long that it may take us for dead.
+    #[error(
+        "the broker has not answered for {seconds} s: what runs is aborted before it is given to another worker"
+    )]
+    Silent {
+        /// Since the last question that it answered.
+        seconds: u64,
+    },
     /// Anything else, usually a lost connection.
     #[error("cannot {doing}: {source}")]
     Broker {
@@ -125,7 +133,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Broker { .. } => true,
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broker { .. } => true,
             Self::BadUrl { .. }
             | Self::AccessRefused { .. }
             | Self::VhostRefused { .. }

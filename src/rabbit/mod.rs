@@ -10,6 +10,7 @@ pub(crate) mod error;
 #[cfg(feature = "cli")]
 pub(crate) mod naive;
 pub(crate) mod publisher;
+pub(crate) mod pulse;
 #[cfg(feature = "cli")]
 pub(crate) mod purge;
 #[cfg(feature = "cli")]

@@ -17,10 +17,9 @@ use lapin::{BasicProperties, Channel, Connection};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connect, arguments, close, confirm_channel};
+use super::connection::{Connect, arguments, close, close_connection, confirm_channel};
 use super::consumer::counts;
 use super::error::{Doing, Error};
-use super::topology::close_connection;
 
 /// Messages that were sent and not confirmed, at the most: as a
 /// [`Producer`](crate::Producer) has it.

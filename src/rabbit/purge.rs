@@ -2,9 +2,8 @@
 
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 
-use super::connection::{Connect, close};
+use super::connection::{Connect, close, close_connection};
 use super::error::{Doing, Error};
-use super::topology::close_connection;
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
 

@@ -11,9 +11,9 @@ use lapin::{BasicProperties, Channel, Connection, PublisherConfirm};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connect, close, confirm_channel};
+use super::connection::{Connect, close, close_connection, confirm_channel};
 use super::error::{Doing, Error};
-use super::topology::{self, close_connection};
+use super::topology;
 use crate::protocol::partition::{PartitionId, Topology};
 
 /// Called with the payload of every delivery.

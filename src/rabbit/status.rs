@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::connection::{Connect, close};
+use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
 use super::control::{Control, Said, WorkerReport};
 use super::error::{Doing, Error};
-use super::topology::{self, close_connection};
+use super::topology;
 use crate::protocol::ownership::{WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
 

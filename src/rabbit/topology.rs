@@ -17,7 +17,7 @@ use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
 
 use tokio::task::JoinSet;
 
-use super::connection::{Connect, arguments, close, confirm_channel};
+use super::connection::{Connect, arguments, close, close_connection, confirm_channel};
 use super::error::{Doing, Error, reply};
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::{PartitionId, Topology};
@@ -56,13 +56,6 @@ pub async fn topology(connect: &Connect) -> Result<Topology, Error> {
     let result = read(&connection, connect.namespace()).await;
     close_connection(connection).await;
     result
-}
-
-/// Says goodbye, so that the broker's log does not complain.
-pub(crate) async fn close_connection(connection: Connection) {
-    if let Err(error) = connection.close(200, "done".into()).await {
-        tracing::debug!(%error, "the connection was closed already");
-    }
 }
 
 /// A stream that has a record shows it within milliseconds. One that has none

@@ -230,6 +230,10 @@ impl Held {
         self.unsettled.store(unsettled as u32, Ordering::Relaxed);
         self.running.store(running as u32, Ordering::Relaxed);
     }
+
+    fn holds(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl<E> Shared<E> {

@@ -43,7 +43,8 @@ impl<E: Execute> Owner<E> {
         let mut opened = Some(opened);
         let mut backoff = Backoff::new(None);
         loop {
-            if self.session.drain.is_cancelled() || self.session.abort.is_cancelled() {
+            let drain = &self.session.drains[self.index];
+            if drain.is_cancelled() || self.session.abort.is_cancelled() {
                 return Ok(());
             }
             // What was asked of an earlier channel has been done; who asked for
@@ -64,7 +65,7 @@ impl<E: Execute> Owner<E> {
             tracing::warn!(queue = self.queue, %error, retry_in = ?delay, "lost a queue");
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                () = self.session.drain.cancelled() => {}
+                () = drain.cancelled() => {}
                 () = self.session.abort.cancelled() => {}
             }
         }

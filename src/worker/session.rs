@@ -1,6 +1,7 @@
 //! One connection of a worker: all its owners, and what they hear of others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -10,11 +11,12 @@ use super::owner::{Outbid, Owner};
 use super::{Execute, Held, Shared, Source};
 use crate::protocol::ownership::{Weight, WorkerId, priority};
 use crate::protocol::partition::Topology;
-use crate::rabbit::connection::Connection;
+use crate::rabbit::connection::{Connection, close_connection};
 use crate::rabbit::control::{Control, Said};
 use crate::rabbit::error::Error;
 use crate::rabbit::publisher::{Publisher, Route};
-use crate::rabbit::topology::{self, close_connection};
+use crate::rabbit::pulse;
+use crate::rabbit::topology;
 
 /// What the owners of one session share.
 pub(super) struct Session<E> {
@@ -30,10 +32,14 @@ pub(super) struct Session<E> {
     pub(super) publisher: Publisher,
     pub(super) dead: Route,
     pub(super) held: Vec<Held>,
-    /// Start nothing any more, and give up when nothing runs.
+    /// The worker is to end.
     pub(super) drain: CancellationToken,
+    /// For each queue: start nothing any more, and give up when nothing runs.
+    pub(super) drains: Vec<CancellationToken>,
     /// Give up now.
     pub(super) abort: CancellationToken,
+    /// Nothing can be given back any more: the broker was lost.
+    pub(super) lost: CancellationToken,
 }
 
 /// Works until `shutdown` (`Ok`), or until the connection is lost. Gives the
@@ -82,7 +88,9 @@ async fn run_on<E: Execute>(
         dead: Route::queue(&namespace.dead()),
         held: queues.iter().map(|_| Held::default()).collect(),
         drain: shutdown.child_token(),
+        drains: queues.iter().map(|_| CancellationToken::new()).collect(),
         abort: shared.dropped.child_token(),
+        lost: CancellationToken::new(),
     });
 
     let mut owners = JoinSet::new();
@@ -111,14 +119,38 @@ async fn run_on<E: Execute>(
     result
 }
 
+/// So much earlier do those who hold something drain than those who stand by: the
+/// broker has enough to do with what is waited for.
+const HEAD_START: Duration = Duration::from_millis(100);
+
+impl<E> Session<E> {
+    /// Drains all queues, once it is asked for.
+    async fn drain(&self) {
+        self.drain.cancelled().await;
+        let holders = self.held.iter().zip(&self.drains).filter(|(held, _)| held.holds());
+        let mut nobody = true;
+        for (_, drain) in holders {
+            drain.cancel();
+            nobody = false;
+        }
+        if !nobody {
+            tokio::time::sleep(HEAD_START).await;
+        }
+        self.drains.iter().for_each(CancellationToken::cancel);
+    }
+}
+
 /// Waits for all owners; the first error ends the others.
 async fn supervise<E: Execute>(
     session: &Session<E>,
     mut owners: JoinSet<Result<(), Error>>,
 ) -> Result<(), Error> {
     let mut result = Ok(());
+    let silence = pulse::lost(&session.connection);
+    tokio::pin!(silence);
+    let mut silent = false;
     let deadline = async {
-        session.drain.cancelled().await;
+        session.drain().await;
         tokio::time::sleep(session.shared.options.drain_timeout).await;
         session.abort.cancel();
         std::future::pending::<()>().await;
@@ -128,6 +160,10 @@ async fn supervise<E: Execute>(
         let ended = tokio::select! {
             ended = owners.join_next() => ended,
             () = &mut deadline => None,
+            error = &mut silence, if !silent => {
+                silent = true;
+                Some(Ok(Err(error)))
+            }
         };
         let error = match ended {
             None => return result,
@@ -137,6 +173,7 @@ async fn supervise<E: Execute>(
                 Error::Broker { doing: "run an owner".to_owned(), source: Box::new(panic) }
             }
         };
+        session.lost.cancel();
         session.abort.cancel();
         if result.is_ok() {
             result = Err(error);

@@ -61,7 +61,7 @@ pub(super) struct Tenure<'a, E> {
     /// A newcomer wins the partition: it becomes the owner when everything that
     /// is held here is settled.
     outbid: bool,
-    /// The session drains, or the partition is handed over.
+    /// The queue drains, or the partition is handed over.
     leaving: bool,
     /// The lanes were told so.
     draining: bool,
@@ -145,7 +145,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
         // What was not executed is still unsettled.
-        if result.is_ok() && self.session.hands_back && !self.deliveries.is_empty() {
+        let holds = !self.deliveries.is_empty() && !self.session.lost.is_cancelled();
+        if result.is_ok() && holds && self.session.hands_back {
             self.channel.hand_back(&self.session.connection).await;
         } else {
             self.channel.close().await;
@@ -165,7 +166,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         {
             self.timer.as_mut().reset(due);
         }
-        let Self { session, lanes, running, dead_letters, slots, channel, timer, .. } = self;
+        let Self { session, index, lanes, running, dead_letters, slots, channel, timer, .. } = self;
         if !lanes.wants_slot() {
             // Whoever stands in line is given a slot, wanted or not.
             *slots = PollSemaphore::new(slots.clone_inner());
@@ -175,7 +176,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             // waiting by a flood of deliveries.
             biased;
             () = session.abort.cancelled() => Event::Abort,
-            () = session.drain.cancelled(), if !leaving => Event::Drain,
+            () = session.drains[*index].cancelled(), if !leaving => Event::Drain,
             Some(Outbid) = outbids.recv(), if !leaving => Event::Outbid,
             Some(ended) = running.join_next_with_id() => Event::Ended(ended),
             Some(letter) = dead_letters.join_next() => match letter {
@@ -193,6 +194,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
     async fn take(&mut self, event: Event) -> Result<Go, Error> {
         match event {
             Event::Abort => {
+                self.running.abort_all();
                 // What has ended is settled; what runs is not.
                 self.apply(Input::Flush)?;
                 self.act().await?;

@@ -2,11 +2,10 @@
 //! under a backlog of slow tasks that fills every prefetch window.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
+use futures_lite::{StreamExt, stream};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
@@ -14,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::fleet::{Process, Shape, Told};
 use super::ledger::Note;
 use super::worker::{Execution, now_us};
-use super::{drained, median, resource_name};
+use super::{median, resource_name};
 use crate::protocol::ownership::priority;
 use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Topology, Weight, WorkerId};
 
@@ -23,9 +22,9 @@ const SHAPE: Shape = Shape { slots: 32, task_ms: 50, tell: true };
 const ROUNDS: u32 = 3;
 /// Resources of each partition: more than slots that fall to it, so that none is ever idle.
 const LANES: usize = 32;
-/// Tasks of each resource that wait or run: enough that every prefetch window is
-/// full, and more waits behind it.
-const BACKLOG: u32 = 20;
+/// Tasks of each resource: enough that every prefetch window is full to the end,
+/// of 96 slots that execute 1,920 tasks/s.
+const BACKLOG: u32 = 80;
 /// A partition that has not moved by then is not going to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,8 +49,8 @@ pub(super) async fn run(
     progress: &ProgressBar,
 ) -> anyhow::Result<(Failover, u64)> {
     let told = Told::default();
-    let stop = Arc::new(AtomicBool::new(false));
-    let feeder = tokio::spawn(feed(connect.clone(), told.clone(), Arc::clone(&stop)));
+    progress.set_message("failover, publishing a backlog");
+    fill(connect).await?;
     let mut fleet = Vec::new();
     for number in 1..=3 {
         fleet.push(told.spawn(connect, &format!("bench-{number}"), SHAPE)?);
@@ -84,11 +83,10 @@ pub(super) async fn run(
         leaver.child.wait().await?;
         fleet.push(told.spawn(connect, &format!("bench-{}", 5 + 2 * round), SHAPE)?);
     }
-    stop.store(true, Ordering::Relaxed);
-    feeder.await.context("the feeder panicked")??;
-    progress.set_message("failover, draining");
-    drained(connect).await?;
     fleet.iter().try_for_each(Process::terminate)?;
+    for worker in &mut fleet {
+        worker.child.wait().await?;
+    }
     let failover = Failover {
         kill: median(kill),
         stop: median(stopped),
@@ -98,32 +96,21 @@ pub(super) async fn run(
     Ok((failover, told.violations()))
 }
 
-/// Keeps a backlog of every resource until it is told to stop.
-async fn feed(connect: Connect, told: Told, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let producer = Producer::open(&connect, ProducerOptions::default()).await?;
-    // How many tasks of each resource are published, and how many executed.
-    let mut progress: BTreeMap<u32, (u32, u32)> =
-        evenly_spread(producer.topology()).into_iter().map(|r| (r, (0, 0))).collect();
-    let mut seen = 0;
-    while !stop.load(Ordering::Relaxed) {
-        for (_, execution) in &told.all()[seen..] {
-            seen += 1;
-            if let Some((_, executed)) = progress.get_mut(&execution.resource) {
-                *executed = execution.sequence.max(*executed);
-            }
-        }
-        for (resource, (published, executed)) in &mut progress {
-            while *published < *executed + BACKLOG {
-                *published += 1;
-                let (resource, sequence) = (*resource, *published);
-                let note = Note { resource, sequence, published: Duration::ZERO };
-                let task = Task::on(resource_name(resource), note.to_payload());
-                let pending = producer.send(&task).await?;
-                tokio::spawn(pending.confirmed());
-            }
-        }
-        sleep(Duration::from_millis(20)).await;
+/// Publishes so many tasks of each resource that none runs out.
+async fn fill(connect: &Connect) -> anyhow::Result<()> {
+    let producer = Producer::open(connect, ProducerOptions::default()).await?;
+    let resources = evenly_spread(producer.topology());
+    let of_all = |sequence| resources.iter().map(move |resource| (*resource, sequence));
+    let tasks = (1..=BACKLOG).flat_map(of_all).map(|(resource, sequence)| {
+        let note = Note { resource, sequence, published: Duration::ZERO };
+        Task::on(resource_name(resource), note.to_payload())
+    });
+    let mut published = Box::pin(producer.publish_all(stream::iter(tasks)));
+    while let Some(done) = published.next().await {
+        done.outcome?;
     }
+    drop(published);
+    producer.close().await;
     Ok(())
 }
 

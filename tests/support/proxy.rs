@@ -1,0 +1,51 @@
+//! A wire between a worker and its broker that can fall silent: nothing is
+//! forwarded any more, and nobody is told.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Ends with the test's runtime.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    silence: CancellationToken,
+}
+
+impl Proxy {
+    pub(crate) async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let silence = CancellationToken::new();
+        let proxy = Self { port: listener.local_addr().unwrap().port(), silence: silence.clone() };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let broker = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let ((from, to), (from_broker, to_broker)) =
+                    (client.into_split(), broker.into_split());
+                tokio::spawn(forward(from, to_broker, silence.clone()));
+                tokio::spawn(forward(from_broker, to, silence.clone()));
+            }
+        });
+        proxy
+    }
+
+    /// From now on nothing comes through; the connections stay open.
+    pub(crate) fn fall_silent(&self) {
+        self.silence.cancel();
+    }
+}
+
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, silence: CancellationToken) {
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        tokio::select! {
+            biased;
+            // Both halves are kept, so neither side sees an end.
+            () = silence.cancelled() => std::future::pending().await,
+            read = from.read(&mut bytes) => match read {
+                Ok(read) if read > 0 && to.write_all(&bytes[..read]).await.is_ok() => {}
+                _ => return,
+            },
+        }
+    }
+}
