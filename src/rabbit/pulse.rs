@@ -5,7 +5,7 @@
 //! same time. A worker has to be earlier. So it asks for an answer again and
 //! again: when one comes, the broker has heard of us since the question was
 //! *sent*, and will wait for two heartbeats from then. Our handlers are stopped
-//! after one and a half. It is a lease, in the sense of Gray and Cheriton
+//! after one, which leaves as long to stop them. It is a lease, in the sense of Gray and Cheriton
 //! ("Leases", 1989), with the heartbeat as its term.
 
 use std::time::Duration;
@@ -33,7 +33,6 @@ async fn watch(
     connection: &Connection,
     heartbeat: Duration,
 ) -> Result<std::convert::Infallible, Error> {
-    let lease = heartbeat * 3 / 2;
     let channel = connection.create_channel().await.doing("open a channel")?;
     let mut answered = Instant::now();
     loop {
@@ -41,7 +40,7 @@ async fn watch(
         let asked = Instant::now();
         // The question changes nothing: this channel consumes nothing.
         let answer = channel.basic_qos(1, BasicQosOptions::default());
-        let Ok(answer) = timeout_at(answered + lease, answer).await else {
+        let Ok(answer) = timeout_at(answered + heartbeat, answer).await else {
             return Err(Error::Silent { seconds: answered.elapsed().as_secs() });
         };
         answer.doing("ask whether the broker is there")?;
