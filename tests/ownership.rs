@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use futures_lite::StreamExt;
 use keylane::protocol::ownership::priority;
 use keylane::testing::{Broker, Version};
 use keylane::{
-    Attempt, Connect, Failure, PartitionId, Resource, Status, Topology, Weight, WorkerId,
-    WorkerOptions, status,
+    Attempt, Connect, Failure, PartitionCount, PartitionId, Resource, Status, Topology, Weight,
+    WorkerId, WorkerOptions, init, status,
 };
 
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
@@ -24,7 +25,7 @@ use url::Url;
 use support::proxy::Proxy;
 use support::{
     End, Gate, Record, Run, Worker, amqp, await_consumers, broker, cut_connections, eventually,
-    named, publish, resources, soon, space, tasks,
+    named, publish, rabbitmqctl, resources, soon, space, tasks,
 };
 
 macro_rules! on_both_versions {
@@ -62,6 +63,11 @@ async fn on_4_3_a_newcomer_does_not_wait_for_what_is_held() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_4_3_a_hand_over_is_told_from_a_loss() {
     a_hand_over_is_told_from_a_loss(broker(Version::V4_3).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_4_3_a_ghost_is_seen_and_cured() {
+    a_ghost_is_seen_and_cured(broker(Version::V4_3).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -474,6 +480,56 @@ async fn a_cut_connection_aborts_what_runs(broker: &Broker) {
     assert!(summary.reconnects > 0, "{summary:?}");
     assert_eq!(summary.aborted, resources.len() as u64);
     assert_eq!(summary.executed, total as u64);
+}
+
+/// What is left of the trouble with RabbitMQ 4.3, and the cure that
+/// ARCHITECTURE.md gives: an owner whose connection is cut while it is being
+/// replaced leaves its consumer behind.
+async fn a_ghost_is_seen_and_cured(broker: &Broker) {
+    let connect = support::connect(broker);
+    // The ghost swallows as many tasks as this before any is seen to wait.
+    let window = NonZeroU16::new(5).unwrap();
+    let wanted = Topology::first(PartitionCount::new(1).unwrap()).with_prefetch(window);
+    let topology = init(&connect, wanted).await.unwrap();
+    let resources = resources(&topology, 2).concat();
+    let total = publish(&connect, tasks(&resources, 10)).await.len();
+    let record = Record::default();
+    let name = format!("victim-{}", connect.namespace());
+    let forever = record.handler(&name, async |_| std::future::pending().await);
+    let victim = Worker::start(&connect, options(&name), forever);
+    record.until("all stick", |runs| runs.len() == resources.len()).await;
+    let of_weight = |name: &str, weight| {
+        let mut options = options(name);
+        options.weight = Weight::new(weight).unwrap();
+        Worker::start(&connect, options, record.handler(name, async |_| Ok(())))
+    };
+    let heir = of_weight("heir", 1_000.0);
+    await_consumers(broker, &connect, ".g1.p", 2).await;
+    cut_connections(broker, &name).await;
+    victim.kill().await;
+    record.until_executed(total).await;
+    heir.drain().await;
+
+    let modest = of_weight("modest", 0.001);
+    let more = tasks(&resources, 20).into_iter().skip(total);
+    let all = total + publish(&connect, more).await.len();
+    let executed = record.runs().len();
+    eventually("a partition that stands still", async || {
+        let seen = status(&connect).await.unwrap();
+        (seen.workers.len() == 1 && seen.partitions[0].waits()).then_some(())
+    })
+    .await;
+    assert_eq!(record.runs().len(), executed);
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    let cure = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+        P = amqqueue:get_pid(Q), ra:stop_server(quorum_queues, P),
+        ra:restart_server(quorum_queues, P)."
+    );
+    rabbitmqctl(broker, &["eval", &cure]).await;
+    record.until_executed(all).await;
+    record.assert_exclusive_and_in_order();
+    modest.drain().await;
 }
 
 /// Neither side is told that the wire is dead. The broker waits for two or three

@@ -2,11 +2,13 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::Broker;
 use super::progress::grouped;
+use crate::PartitionId;
 
 /// Show partitions, owners, backlog and workers
 #[derive(Debug, clap::Args)]
@@ -21,17 +23,32 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
-        let status = crate::status(&broker.connect()?).await?;
+        let connect = broker.connect()?;
+        let status = crate::status(&connect).await?;
         if self.json {
             out!("{}", serde_json::to_string(&status)?);
-        } else {
-            print(&status, self.all);
+            return Ok(ExitCode::SUCCESS);
         }
+        let mut stands_still = waiting(&status);
+        if !stands_still.is_empty() {
+            tokio::time::sleep(SECOND_LOOK).await;
+            let again = waiting(&crate::status(&connect).await?);
+            stands_still.retain(|partition| again.contains(partition));
+        }
+        print(&status, &stands_still, self.all);
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn print(status: &crate::Status, all: bool) {
+/// A hand-over takes less.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+
+fn waiting(status: &crate::Status) -> Vec<PartitionId> {
+    let waiting = status.partitions.iter().filter(|p| p.waits() && !status.workers.is_empty());
+    waiting.map(|p| p.partition).collect()
+}
+
+fn print(status: &crate::Status, stands_still: &[PartitionId], all: bool) {
     out!("namespace {:?}: {}", status.namespace, status.topology);
     let ready: u64 = status.partitions.iter().map(|p| u64::from(p.ready)).sum();
     let unsettled: u64 = status.partitions.iter().map(|p| u64::from(p.unsettled)).sum();
@@ -51,6 +68,15 @@ fn print(status: &crate::Status, all: bool) {
     let unowned = status.partitions.iter().filter(|p| !p.consumed).count();
     if unowned > 0 {
         out!("partitions that nobody consumes: {unowned} (start workers: keylane work)");
+    }
+    if !stands_still.is_empty() {
+        let numbers: Vec<_> = stands_still.iter().map(ToString::to_string).collect();
+        out!(
+            "partitions that stand still, with tasks that no worker is handed: {} (does a stranger \
+             consume them? or was a worker killed during a hand-over: see ARCHITECTURE.md, \
+             \"A partition that stands still\")",
+            numbers.join(", ")
+        );
     }
     if !status.workers.is_empty() {
         let mut workers =

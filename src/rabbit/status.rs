@@ -59,6 +59,16 @@ pub struct PartitionStatus {
     pub consumed: bool,
 }
 
+impl PartitionStatus {
+    /// Whether tasks wait, and the broker has handed none to any worker that
+    /// answers. Usual for the moment in which they arrive or change hands; if it
+    /// lasts, the partition stands still.
+    #[must_use]
+    pub const fn waits(&self) -> bool {
+        self.consumed && self.ready > 0 && self.unsettled == 0
+    }
+}
+
 /// Looks at a namespace.
 ///
 /// # Errors
