@@ -71,3 +71,35 @@ async fn a_publisher_waits_while_the_broker_takes_nothing_and_says_so() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.out.contains("published 500 tasks"), "{ran:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_stands_still_is_named() {
+    let user = User::with_partitions(2).await;
+    let properties = lapin::ConnectionProperties::default();
+    let stranger = lapin::Connection::connect(&user.url, properties).await.unwrap();
+    // It holds a task of each, and does nothing.
+    let channel = stranger.create_channel().await.unwrap();
+    channel.basic_qos(1, lapin::options::BasicQosOptions::default()).await.unwrap();
+    let mut held = Vec::new();
+    for partition in 0..2 {
+        let queue = format!("{}.g1.p{partition}", user.namespace);
+        let options = lapin::options::BasicConsumeOptions::default();
+        let arguments = lapin::types::FieldTable::default();
+        let consume = channel.basic_consume(queue.into(), "".into(), options, arguments);
+        held.push(consume.await.unwrap());
+    }
+    let input: String = (0..50).map(|n| format!("{{\"r\":{n}}}\n")).collect();
+    let input = user.file("tasks.ndjson", input);
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+    let worker = user.starts(&["work", "--exec", "true", "--log", "off"]);
+    user.waits_for("a word of it", || {
+        let said = user.succeeds(&["status"]).out;
+        said.contains("partitions that stand still") && said.contains(": 0, 1 (")
+    });
+    stranger.close(200, "done".into()).await.unwrap();
+    user.waits_for_quiet();
+    let said = user.succeeds(&["status"]).out;
+    assert!(!said.contains("stand still"), "{said}");
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+}
