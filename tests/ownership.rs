@@ -277,7 +277,7 @@ async fn a_partition_that_is_given_up_holds_no_slot(broker: &Broker) {
     two_slots.slots = 2;
     let old = Worker::start(&connect, two_slots, record.handler("old", handler));
     for resource in [long, short, next, kept] {
-        publish(&connect, tasks(&[resource.clone()], 1)).await;
+        publish(&connect, tasks(std::slice::from_ref(resource), 1)).await;
         let waiting = record.runs().len() == 2;
         if !waiting {
             record.until("it runs", |runs| runs.iter().any(|run| run.resource == *resource)).await;

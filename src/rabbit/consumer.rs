@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_lite::StreamExt;
+use futures_lite::future::poll_once;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
 };
@@ -138,7 +139,8 @@ impl QueueChannel {
 
     /// Gives the queue up as [`close`](Self::close) does, also while a consumer
     /// of a higher priority waits for it. Nothing that was delivered may be
-    /// executed any more, and something must be unsettled.
+    /// executed any more; `holds` says whether something that was delivered is
+    /// unsettled.
     ///
     /// RabbitMQ 4.3 never forgets a consumer whose channel closes while it is
     /// being replaced and holds deliveries; when its replacement goes, the
@@ -148,9 +150,15 @@ impl QueueChannel {
     /// consumer of our own with the highest priority of all. It is handed
     /// everything, in order, when the last delivery has come back, and closing
     /// its channel is safe, since nothing can replace it.
-    pub(crate) async fn hand_back(mut self, connection: &Connection) {
-        let handing = tokio::time::timeout(HAND_BACK_TIMEOUT, self.install_deputy(connection));
-        let deputy = match handing.await {
+    pub(crate) async fn hand_back(mut self, connection: &Connection, holds: bool) {
+        let handing = async {
+            if holds || self.has_unread().await? {
+                self.install_deputy(connection).await
+            } else {
+                Ok(None)
+            }
+        };
+        let deputy = match tokio::time::timeout(HAND_BACK_TIMEOUT, handing).await {
             Ok(Ok(deputy)) => deputy,
             Ok(Err(error)) => {
                 tracing::warn!(queue = self.queue, %error, "could not hand back, closing");
@@ -168,11 +176,22 @@ impl QueueChannel {
         }
     }
 
-    /// Gives everything back to a deputy.
+    /// Waits until all that the broker has handed out so far has arrived, and
+    /// says whether any of it was not read.
+    async fn has_unread(&mut self) -> Result<bool, Error> {
+        // A question that changes nothing; its answer comes after the deliveries.
+        let answer = self.channel.basic_qos(self.prefetch.get(), BasicQosOptions::default());
+        answer.await.doing(format!("wait for {}", self.queue))?;
+        Ok(poll_once(self.next()).await.transpose()?.is_some())
+    }
+
+    /// Gives everything back to a deputy. What has not arrived yet would not be
+    /// given back, so that is waited for.
     async fn install_deputy(&mut self, connection: &Connection) -> Result<Option<Self>, Error> {
         let highest = Some(Priority::HIGHEST);
         let deputy = Self::open(connection, &self.queue, &self.worker, highest, self.prefetch);
         let Some(mut deputy) = deputy.await? else { return Ok(None) };
+        self.has_unread().await?;
         let everything = BasicNackOptions { multiple: true, requeue: true };
         loop {
             let returned = self.channel.basic_nack(0, everything).await;

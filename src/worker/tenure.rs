@@ -145,9 +145,10 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
         // What was not executed is still unsettled.
-        let holds = !self.deliveries.is_empty() && !self.session.lost.is_cancelled();
-        if result.is_ok() && holds && self.session.hands_back {
-            self.channel.hand_back(&self.session.connection).await;
+        let lost = result.is_err() || self.session.lost.is_cancelled();
+        if self.session.hands_back && !lost {
+            let holds = !self.deliveries.is_empty();
+            self.channel.hand_back(&self.session.connection, holds).await;
         } else {
             self.channel.close().await;
         }

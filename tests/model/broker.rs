@@ -1,8 +1,8 @@
 //! A quorum queue with a single active consumer, as RabbitMQ 4.3 runs it.
 //!
 //! ARCHITECTURE.md, "What RabbitMQ does", says which test shows which rule. Left
-//! out is the consumer that stays behind when its channel goes while it is being
-//! replaced.
+//! out is what becomes of a consumer that stays behind when its channel goes while
+//! it is being replaced; that a worker closes such a channel is noted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -46,6 +46,8 @@ pub(crate) struct Broker {
     pub(crate) consumers: BTreeMap<Channel, Consumer>,
     active: Option<Channel>,
     pub(crate) settled: BTreeSet<TaskNo>,
+    /// A consumer was left behind that may stop the queue later.
+    pub(crate) ghost: bool,
     /// The last epoch that was minted.
     pub(crate) epoch: Epoch,
 }
@@ -77,6 +79,20 @@ impl Broker {
             self.returned.extend(consumer.unsettled.into_values());
         }
         self.active.take_if(|active| *active == channel);
+    }
+
+    /// A worker closes its channel. RabbitMQ never forgets the consumer of one that
+    /// holds something while it is being replaced.
+    pub(crate) fn leave(&mut self, channel: Channel) {
+        let replaced = self.active == Some(channel) && self.favourite() > Some(channel);
+        self.ghost |= replaced && self.unsettled(channel).next().is_some();
+        self.close(channel);
+    }
+
+    /// Whose turn it is, once the active one holds nothing.
+    fn favourite(&self) -> Option<Channel> {
+        let waiting = self.consumers.iter().rev().find(|(_, consumer)| consumer.consumes);
+        waiting.map(|(channel, _)| *channel)
     }
 
     /// Acks on a channel that is gone settle nothing.
@@ -112,8 +128,7 @@ impl Broker {
     /// Activates who is to be active, and fills its window: all in one step, as
     /// the queue does after every command.
     pub(crate) fn dispatch(&mut self) -> Vec<Shipment> {
-        let waiting = self.consumers.iter().rev().find(|(_, consumer)| consumer.consumes);
-        let favourite = waiting.map(|(channel, _)| *channel);
+        let favourite = self.favourite();
         let holds = |channel| self.consumers.get(channel).is_some_and(|c| !c.unsettled.is_empty());
         if !self.active.as_ref().is_some_and(holds) {
             self.active = favourite;

@@ -14,6 +14,7 @@ pub(crate) const ORDERED: &str = "the tasks of a resource run in publish order";
 pub(crate) const KEPT: &str = "no task is lost";
 pub(crate) const FENCED: &str = "no stale write is admitted";
 pub(crate) const ADMITTED: &str = "no owner is refused";
+pub(crate) const GHOSTLESS: &str = "nobody leaves while being replaced";
 pub(crate) const SETTLED: &str = "every task is settled";
 
 const TAKEN_OVER: &str = "a partition is taken over from a worker that still runs";
@@ -27,6 +28,7 @@ pub(crate) fn all() -> Vec<Property<Scene>> {
         Property::always(KEPT, kept),
         Property::always(FENCED, fenced),
         Property::always(ADMITTED, admitted),
+        Property::always(GHOSTLESS, ghostless),
         Property::eventually(SETTLED, settled),
         Property::sometimes(TAKEN_OVER, taken_over),
         Property::sometimes(HANDED_OVER, handed_over),
@@ -77,6 +79,10 @@ fn fenced(_: &Scene, state: &State) -> bool {
 
 fn admitted(_: &Scene, state: &State) -> bool {
     !owners(state).any(|(_, owner)| refused(owner))
+}
+
+fn ghostless(_: &Scene, state: &State) -> bool {
+    !state.broker.ghost
 }
 
 fn settled(scene: &Scene, state: &State) -> bool {

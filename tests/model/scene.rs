@@ -44,9 +44,11 @@ pub(crate) struct Breaks {
     pub(crate) cancel: bool,
     /// An owner that leaves gives back without a deputy.
     pub(crate) no_deputy: bool,
-    /// When a worker dies while it hands back, the broker may see the deputy's
-    /// end before the owner's.
-    pub(crate) deputy_ends_first: bool,
+    /// An owner that leaves does not wait for what the broker has sent before it
+    /// gives back.
+    pub(crate) no_wait: bool,
+    /// An owner that has read nothing more closes at once, whatever was sent.
+    pub(crate) leave_unread: bool,
     /// A task that failed is requeued, instead of blocking its lane.
     pub(crate) requeue: bool,
     /// The store admits every write, and handlers ask for no token.

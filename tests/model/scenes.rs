@@ -3,7 +3,7 @@
 
 use keylane::protocol::task::Resource;
 
-use super::properties::{ADMITTED, EXCLUSIVE, FENCED, ORDERED};
+use super::properties::{ADMITTED, EXCLUSIVE, FENCED, GHOSTLESS, ORDERED};
 use super::scene::{Breaks, Budget, Scene};
 
 /// No crash, no cut, no drain, no failure.
@@ -45,10 +45,8 @@ pub(crate) fn broken() -> Vec<(Scene, &'static str)> {
         (breaks("requeue", "aa", failure, Breaks { requeue: true, ..none }), ORDERED),
         (scene("unequal-windows", &[2, 1], "aa", Budget { crashes: 2, ..NONE }), ORDERED),
         (breaks("no-deputy", "aa", drain, Breaks { no_deputy: true, ..none }), ORDERED),
-        (
-            breaks("deputy-ends-first", "aa", dies, Breaks { deputy_ends_first: true, ..none }),
-            ORDERED,
-        ),
+        (breaks("no-wait", "aa", dies, Breaks { no_wait: true, ..none }), ORDERED),
+        (breaks("leave-unread", "ab", drain, Breaks { leave_unread: true, ..none }), GHOSTLESS),
         (breaks("no-guard", "a", cut, Breaks { no_guard: true, ..none }), FENCED),
         (breaks("mint-elsewhere", "a", cut, Breaks { mint_elsewhere: true, ..none }), FENCED),
         (breaks("mint-once", "aaa", drain, Breaks { mint_once: true, ..none }), ADMITTED),

@@ -89,7 +89,7 @@ impl State {
                 self.broker.give_back(Channel::Owner(worker), |tag| arrived.contains(&tag));
             }
             Step::CloseOwner(worker) => {
-                self.broker.close(Channel::Owner(worker));
+                self.broker.leave(Channel::Owner(worker));
                 if scene.breaks.no_deputy {
                     self.leave(worker);
                 } else {
@@ -99,7 +99,7 @@ impl State {
                 }
             }
             Step::CloseDeputy(worker) => {
-                self.broker.close(Channel::Deputy(worker));
+                self.broker.leave(Channel::Deputy(worker));
                 self.leave(worker);
             }
             Step::Crash(worker, first) => {
@@ -246,12 +246,13 @@ impl State {
     fn give_up(&mut self, scene: &Scene, worker: WorkerNo) -> Option<()> {
         let connected = self.is_connected(worker);
         let tenure = self.tenure(worker)?;
-        if connected && !tenure.held.is_empty() && !scene.breaks.cancel {
+        let unread = !tenure.wire.is_empty() && !scene.breaks.leave_unread;
+        if connected && (!tenure.held.is_empty() || unread) && !scene.breaks.cancel {
             tenure.stage = Stage::HandingBack;
             tenure.held.clear();
             tenure.token = None;
         } else {
-            self.broker.close(Channel::Owner(worker));
+            self.broker.leave(Channel::Owner(worker));
             self.leave(worker);
         }
         Some(())

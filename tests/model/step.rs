@@ -46,7 +46,7 @@ pub(crate) enum Step {
     Drain(WorkerNo),
     /// Hand-over: the deputy consumes.
     OpenDeputy(WorkerNo),
-    /// Hand-over: what has arrived is given back, the least that it can be.
+    /// Hand-over: what has arrived is given back.
     GiveBack(WorkerNo),
     /// Hand-over: the deputy has got something, the owner closes its channel.
     CloseOwner(WorkerNo),
@@ -73,7 +73,7 @@ fn steps(scene: &Scene, state: &State) -> Vec<Step> {
             Some(tenure) => {
                 work(scene, state, worker, tenure, &mut steps);
                 part(scene, state, worker, tenure, &mut steps);
-                fail(scene, state, worker, tenure, &mut steps);
+                fail(state, worker, tenure, &mut steps);
             }
         }
     }
@@ -133,12 +133,14 @@ fn part(scene: &Scene, state: &State, worker: WorkerNo, tenure: &Tenure, steps: 
             steps.push(Step::OpenDeputy(worker))
         }
         Stage::HandingBack => {
-            let given_back = state.arrived(worker).is_empty();
-            if !given_back {
+            // Without a deputy, more may be sent meanwhile.
+            let waits = !scene.breaks.no_wait && !scene.breaks.no_deputy;
+            let waited = tenure.wire.is_empty() || !waits;
+            if waited && !state.arrived(worker).is_empty() {
                 steps.push(Step::GiveBack(worker));
             }
-            let deputy_holds = state.broker.unsettled(Channel::Deputy(worker)).next().is_some();
-            if deputy_holds || scene.breaks.no_deputy && given_back {
+            let gave_all = state.broker.unsettled(Channel::Owner(worker)).next().is_none();
+            if gave_all || scene.breaks.no_deputy && state.arrived(worker).is_empty() {
                 steps.push(Step::CloseOwner(worker));
             }
         }
@@ -147,14 +149,14 @@ fn part(scene: &Scene, state: &State, worker: WorkerNo, tenure: &Tenure, steps: 
 }
 
 /// What can go wrong.
-fn fail(scene: &Scene, state: &State, worker: WorkerNo, tenure: &Tenure, steps: &mut Vec<Step>) {
+fn fail(state: &State, worker: WorkerNo, tenure: &Tenure, steps: &mut Vec<Step>) {
     if state.budget.crashes > 0 {
         let [owner, deputy] = [Channel::Owner(worker), Channel::Deputy(worker)];
         let open = |channel| state.broker.is_open(channel);
         if open(owner) || open(deputy) {
             steps.push(Step::Crash(worker, owner));
         }
-        if open(owner) && open(deputy) && scene.breaks.deputy_ends_first {
+        if open(owner) && open(deputy) {
             steps.push(Step::Crash(worker, deputy));
         }
     }
