@@ -19,9 +19,11 @@ mod status;
 mod work;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::provision::{Choice, RunningBroker, ensure_broker};
@@ -62,6 +64,34 @@ struct Broker {
         help_heading = "Global options"
     )]
     amqp_url: Option<String>,
+    /// With `amqps://`: certificate of the CA to trust (PEM), instead of the CAs
+    /// that this machine trusts
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_TLS_CA",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    tls_ca: Option<PathBuf>,
+    /// With `amqps://`: our own certificate (PEM), for brokers that ask for one
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_TLS_CERT",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Key of that certificate (PEM, not encrypted)
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_TLS_KEY",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    tls_key: Option<PathBuf>,
     /// Prefix of all names on the broker
     #[arg(
         long,
@@ -94,12 +124,44 @@ impl Broker {
         } else {
             self.namespace.clone()
         };
-        Ok((Connect::new(url)?.with_namespace(namespace), running))
+        let connect = match &running {
+            Some(_) => Connect::new(url)?,
+            None => self.encrypted(Connect::new(url)?)?,
+        };
+        Ok((connect.with_namespace(namespace), running))
     }
 
     fn connect(&self) -> Result<Connect, Error> {
         let url = self.amqp_url.as_deref().unwrap_or(Self::DEFAULT_URL);
-        Ok(Connect::new(url)?.with_namespace(self.namespace.clone()))
+        Ok(self.encrypted(Connect::new(url)?)?.with_namespace(self.namespace.clone()))
+    }
+
+    /// With the certificates that were given.
+    fn encrypted(&self, mut connect: Connect) -> Result<Connect, Error> {
+        if let Some(ca) = &self.tls_ca {
+            connect = connect.with_tls_ca(ca)?;
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => connect.with_tls_identity(certificate, key),
+            _ => Ok(connect),
+        }
+    }
+}
+
+/// Has a process of ours use the same broker: in its environment, which other
+/// users are not shown, and whatever stands in our own.
+fn hand_over(connect: &Connect, command: &mut tokio::process::Command) {
+    let identity = connect.tls_identity();
+    command.env("KEYLANE_AMQP_URL", connect.urls());
+    for (name, file) in [
+        ("KEYLANE_TLS_CA", connect.tls_ca()),
+        ("KEYLANE_TLS_CERT", identity.map(|(certificate, _)| certificate)),
+        ("KEYLANE_TLS_KEY", identity.map(|(_, key)| key)),
+    ] {
+        match file {
+            Some(file) => command.env(name, file),
+            None => command.env_remove(name),
+        };
     }
 }
 
@@ -123,6 +185,11 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    // `requires` does not see a global option on the other side of the subcommand.
+    if args.broker.tls_cert.is_some() != args.broker.tls_key.is_some() {
+        let reason = "--tls-cert and --tls-key belong together: give both";
+        Args::command().error(ErrorKind::MissingRequiredArgument, reason).exit();
+    }
     let serves = matches!(args.command, Command::Route(_) | Command::Work(_));
     let filter = args.log.clone().unwrap_or_else(|| {
         // The client library reports every lost connection itself; we say it better.

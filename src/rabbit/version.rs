@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use lapin::runtime::default_runtime;
-use lapin::tcp::AMQPUriTcpExt;
 use lapin::uri::AMQPUri;
+
+use super::tls::Tls;
 
 /// The first words of an AMQP 0-9-1 client.
 const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -17,10 +18,10 @@ const LONGEST_GREETING: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The version of the broker at `url`; `None` if it does not say.
-pub(super) async fn version(url: &str) -> Option<String> {
+pub(super) async fn version(url: &str, tls: &Tls) -> Option<String> {
     let ask = async {
         let uri: AMQPUri = url.parse().ok()?;
-        let mut stream = uri.connect_async(&default_runtime().ok()?).await.ok()?;
+        let mut stream = tls.dial(&uri, &default_runtime().ok()?).await.ok()?;
         stream.write_all(HEADER).await.ok()?;
         stream.flush().await.ok()?;
         let mut greeting = Vec::new();

@@ -4,4 +4,5 @@
 mod bad_days;
 mod bad_input;
 mod handlers;
+mod tls;
 mod user;
