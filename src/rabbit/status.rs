@@ -91,7 +91,7 @@ pub async fn status(connect: &Connect) -> Result<Status, Error> {
     if partitions.iter().any(|p| p.consumed) {
         let mut control = Control::open(&connection, namespace, false).await?;
         control.say(&Said::Report).await?;
-        workers = control.reports(PATIENCE, QUIET).await;
+        workers = control.reports(PATIENCE, QUIET).await?;
         workers.sort_by(|a, b| a.worker.cmp(&b.worker));
     }
     assign(&mut partitions, &workers);
