@@ -24,7 +24,11 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, registry};
 
 use crate::provision::{Choice, RunningBroker, ensure_broker};
 use crate::{Connect, Error, Namespace};
@@ -37,7 +41,8 @@ struct Args {
     #[command(flatten)]
     broker: Broker,
     /// What is logged, on standard error: `warn`, `info`, `debug`, or a filter
-    /// such as `keylane=debug`
+    /// such as `keylane=debug`. `trace` is for keylane alone: the client library's
+    /// shows the password
     #[arg(
         long,
         global = true,
@@ -195,11 +200,17 @@ pub fn main() -> ExitCode {
         // The client library reports every lost connection itself; we say it better.
         if serves { "info,lapin=off".to_owned() } else { "warn,lapin=off".to_owned() }
     });
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::builder().parse_lossy(filter))
+    // The client library traces whole frames, and one of them holds the password.
+    let harmless = filter_fn(|event| {
+        *event.level() < Level::TRACE || event.target().starts_with(env!("CARGO_CRATE_NAME"))
+    });
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
+        .with_target(false);
+    registry()
+        .with(EnvFilter::builder().parse_lossy(filter))
+        .with(lines.with_filter(harmless))
         .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
+use std::fs::{File, read_to_string};
 use std::io::{BufRead, BufReader};
 use std::process::Child;
 
@@ -256,4 +257,107 @@ async fn a_router_needs_what_is_documented() {
     });
     router.signal("TERM");
     assert_eq!(router.ends().code, Some(0));
+}
+
+/// What a password looks like in a log, however it is written.
+fn disguises(secret: &str) -> [String; 3] {
+    let bytes: Vec<String> = secret.bytes().map(|byte| byte.to_string()).collect();
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    [secret.to_owned(), bytes.join(", "), hex]
+}
+
+fn tells_nothing(args: &[&str], said: &str) {
+    for disguise in disguises(PASSWORD) {
+        let at = said.find(&disguise);
+        let around = at.map(|at| said[at.saturating_sub(300)..].chars().take(600));
+        let around = around.map(Iterator::collect::<String>);
+        assert_eq!(around, None, "{args:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_told_whatever_happens() {
+    let house = House::new().await;
+    let user = &house.user;
+    let everything = Rights([".*", ".*", ".*"].map(str::to_owned));
+    let url = house.admits(vec![("chatty".to_owned(), everything)]).await.remove(0);
+    let host = url.rsplit('@').next().unwrap();
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    let publish = ["publish", "one.ndjson", "--resource", "/r"];
+    for log in ["debug", "trace"] {
+        let runs = |url: &str, args: &[&str]| {
+            let args = [args, &["--log", log, "--amqp-url", url]].concat();
+            let ran = user.run(&args);
+            tells_nothing(&args, &format!("{}{}", ran.out, ran.err));
+            ran
+        };
+        let first: [&[&str]; 4] = [
+            &["init", "--partitions", "1", "--json"],
+            &publish,
+            &["status", "--json"],
+            &["status"],
+        ];
+        for args in first {
+            let ran = runs(&url, args);
+            assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+            assert!(
+                ran.err.contains("create channel"),
+                "what the client library logs is seen: {ran:?}"
+            );
+        }
+        let args = ["work", "--exec", "exit 1", "--attempts", "1", "--json", "--log", log];
+        let mut command = user.command(&args);
+        // It says more than a pipe holds.
+        let said = user.file("said", "");
+        command.env("KEYLANE_AMQP_URL", &url).stderr(File::create(&said).unwrap());
+        let worker = Running(command.spawn().unwrap());
+        user.waits_for("dead letters", || user.status()["dead"].as_u64() > Some(0));
+        worker.signal("TERM");
+        let ran = worker.ends();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        tells_nothing(&args, &(ran.out + &read_to_string(said).unwrap()));
+        let then: [&[&str]; 4] = [
+            &["dead", "list", "--json"],
+            &["dead", "replay", "--all"],
+            &["dead", "discard", "--all"],
+            &["demo", "--limit", "3", "--json"],
+        ];
+        for args in then {
+            let ran = runs(&url, args);
+            assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+        }
+        for wrong in [
+            format!("amqp://nobody:{PASSWORD}@{host}"),
+            format!("amqp://chatty:{PASSWORD}@127.0.0.1:1"),
+            format!("amqp://chatty:{PASSWORD}@no-such-host.invalid"),
+            format!("amqps://chatty:{PASSWORD}@{host}"),
+            url.replace("%2f", "nope"),
+            format!("http://chatty:{PASSWORD}@{host}"),
+            format!("amqp://chatty:{PASSWORD}"),
+            format!("amqp://chatty:1/{PASSWORD}@{host}"),
+            format!("amqp://chatty:{PASSWORD},{PASSWORD}@{host}"),
+        ] {
+            for args in [&["init"][..], &publish, &["work", "--exec", "true"], &["route"]] {
+                assert_eq!(runs(&wrong, args).code, Some(1), "{args:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_does_not_inherit_the_password() {
+    let user = User::with_partitions(1).await;
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    let pipe = r#"env >seen; read -r line; echo '{"status":"executed"}'"#;
+    for (kind, handler) in [("--exec", "env >seen"), ("--pipe", pipe)] {
+        user.succeeds(&["publish", "one.ndjson", "--resource", "/r"]);
+        let worker = user.starts(&["work", kind, handler]);
+        user.waits_for_quiet();
+        worker.signal("TERM");
+        assert_eq!(worker.ends().code, Some(0));
+        let seen = user.lines_of("seen");
+        let has = |name: &str| seen.iter().any(|line| line.starts_with(name));
+        assert!(has("PATH=") && has("KEYLANE_NAMESPACE="), "the rest is inherited: {seen:?}");
+        assert!(!seen.iter().any(|line| line.contains("amqp://")), "{kind}: {seen:?}");
+    }
 }
