@@ -10,7 +10,7 @@ mod bench;
 mod dead;
 mod demo;
 mod init;
-mod lines;
+pub(crate) mod lines;
 mod progress;
 mod publish;
 mod route;

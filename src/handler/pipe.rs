@@ -13,6 +13,8 @@ use super::{Attempt, Failure, Handler};
 
 mod child;
 mod protocol;
+#[cfg(feature = "fuzzing")]
+pub(crate) use protocol::fuzz;
 #[cfg(test)]
 mod tests;
 

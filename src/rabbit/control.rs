@@ -21,7 +21,7 @@ use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
 
 /// What is said to all workers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Said {
     /// A worker consumes all partitions now: those that it wins may be given
@@ -196,5 +196,25 @@ impl Control {
             .await
             .doing(doing())?;
         Ok(())
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use super::{Said, WorkerReport};
+
+    /// A message on the control exchange, or the answer to one.
+    pub fn control(bytes: &[u8]) {
+        if let Ok(said) = serde_json::from_slice::<Said>(bytes) {
+            let stored = serde_json::to_vec(&said).unwrap_or_default();
+            let again = serde_json::from_slice::<Said>(&stored).ok();
+            assert_eq!(again, Some(said));
+        }
+        if let Ok(report) = serde_json::from_slice::<WorkerReport>(bytes) {
+            let stored = serde_json::to_vec(&report).unwrap_or_default();
+            let again = serde_json::from_slice::<WorkerReport>(&stored).ok();
+            assert_eq!(again.as_ref(), Some(&report));
+            crate::rabbit::status::fuzz::reports(&[report.clone(), report]);
+        }
     }
 }

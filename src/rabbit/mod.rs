@@ -17,4 +17,4 @@ pub(crate) mod raw;
 pub(crate) mod status;
 mod tls;
 pub(crate) mod topology;
-mod version;
+pub(crate) mod version;
