@@ -104,6 +104,7 @@ impl fmt::Debug for BrokerError {
 pub struct Broker {
     container: String,
     port: u16,
+    tls_port: u16,
     version: Version,
     /// Held for its drop.
     _reaper: Reaper,
@@ -137,7 +138,7 @@ impl Broker {
         image::ensure(version, |line| eprintln!("keylane: {line}")).await?;
         let mut attempt = 1;
         loop {
-            match Self::start_on(free_port()?, version).await {
+            match Self::start_on(free_port()?, free_port()?, version).await {
                 Err(error) if attempt < PORT_ATTEMPTS && port_was_taken(&error) => attempt += 1,
                 outcome => return outcome,
             }
@@ -160,31 +161,31 @@ impl Broker {
         SHARED.get_or_try_init(Self::start).await
     }
 
-    async fn start_on(port: u16, version: Version) -> Result<Self, BrokerError> {
+    async fn start_on(port: u16, tls_port: u16, version: Version) -> Result<Self, BrokerError> {
         let container = unique_name("keylane-test");
         let reaper = docker::reaper(&container)?;
-        // The port is chosen here, not by Docker, which would choose another one
-        // at each restart.
-        let binding = PortBinding {
-            host_ip: Some("127.0.0.1".to_owned()),
-            host_port: Some(port.to_string()),
-        };
+        // The ports are chosen here, not by Docker, which would choose others at
+        // each restart.
+        let bindings = [("5672/tcp", port), ("5671/tcp", tls_port)].map(|(inside, outside)| {
+            let host_ip = Some("127.0.0.1".to_owned());
+            let outside = PortBinding { host_ip, host_port: Some(outside.to_string()) };
+            (inside.to_owned(), Some(vec![outside]))
+        });
+        let bindings = HashMap::from(bindings);
         let image = GenericImage::new("rabbitmq", &version.tag())
             .with_wait_for(WaitFor::message_on_stdout(docker::READY_LINE))
             .with_container_name(&container)
             .with_label("keylane", "test")
             .with_startup_timeout(READY_TIMEOUT)
             .with_host_config_modifier(move |host| {
-                let bindings =
-                    HashMap::from([("5672/tcp".to_owned(), Some(vec![binding.clone()]))]);
-                host.port_bindings = Some(bindings);
+                host.port_bindings = Some(bindings.clone());
                 host.publish_all_ports = Some(false);
             });
         let started = image.start().await.map_err(|error: TestcontainersError| {
             let (container, image) = (container.clone(), format!("rabbitmq:{}", version.tag()));
             BrokerError::Container { container, image, source: error.into() }
         })?;
-        let broker = Self { container, port, version, _reaper: reaper };
+        let broker = Self { container, port, tls_port, version, _reaper: reaper };
         // Its drop needs the runtime of this test; a shared broker outlives that.
         // The reaper removes the container instead.
         std::mem::forget(started);
@@ -196,6 +197,13 @@ impl Broker {
     #[must_use]
     pub fn amqp_url(&self) -> String {
         amqp_url(self.port)
+    }
+
+    /// Where its port 5671 is on 127.0.0.1. Nothing listens there before a test has
+    /// configured it: with [`Broker::exec`], and a [restart](Broker::restart).
+    #[must_use]
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
     }
 
     /// Which RabbitMQ it is.

@@ -169,6 +169,39 @@ fn at(json: &Value, pointer: &str) -> Result<String, LineError> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use super::{Fields, next_line};
+
+    /// Newline-delimited JSON.
+    pub fn lines(bytes: &[u8]) {
+        const LIMIT: usize = 64;
+        let fields = Fields {
+            resource: "/r".to_owned(),
+            id: Some("/id".to_owned()),
+            kind: Some("/a/0".to_owned()),
+            kind_name: None,
+            max_bytes: LIMIT,
+        };
+        let (mut input, mut taken) = (bytes, 0);
+        while let Some((text, bytes_taken)) = next_line(&mut input, LIMIT) {
+            assert!(bytes_taken > 0, "it comes to an end");
+            taken += bytes_taken;
+            match text {
+                Ok(text) => {
+                    assert!(text.len() <= LIMIT && !text.contains(&b'\n'));
+                    match fields.task(text.clone()) {
+                        Ok(task) => assert_eq!(task.payload, text),
+                        Err(error) => assert!(!error.is_final() && !error.to_string().is_empty()),
+                    }
+                }
+                Err(error) => assert!(!error.is_final()),
+            }
+        }
+        assert_eq!(taken, bytes.len() as u64, "every byte belongs to a line");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

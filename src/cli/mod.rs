@@ -10,7 +10,7 @@ mod bench;
 mod dead;
 mod demo;
 mod init;
-mod lines;
+pub(crate) mod lines;
 mod progress;
 mod publish;
 mod route;
@@ -19,10 +19,16 @@ mod status;
 mod work;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use tracing::Level;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, registry};
 
 use crate::provision::{Choice, RunningBroker, ensure_broker};
 use crate::{Connect, Error, Namespace};
@@ -35,7 +41,8 @@ struct Args {
     #[command(flatten)]
     broker: Broker,
     /// What is logged, on standard error: `warn`, `info`, `debug`, or a filter
-    /// such as `keylane=debug`
+    /// such as `keylane=debug`. `trace` is for keylane alone: the client library's
+    /// shows the password
     #[arg(
         long,
         global = true,
@@ -62,6 +69,34 @@ struct Broker {
         help_heading = "Global options"
     )]
     amqp_url: Option<String>,
+    /// With `amqps://`: certificate of the CA to trust (PEM), instead of the CAs
+    /// that this machine trusts
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_TLS_CA",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    tls_ca: Option<PathBuf>,
+    /// With `amqps://`: our own certificate (PEM), for brokers that ask for one
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_TLS_CERT",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Key of that certificate (PEM, not encrypted)
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_TLS_KEY",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    tls_key: Option<PathBuf>,
     /// Prefix of all names on the broker
     #[arg(
         long,
@@ -94,12 +129,44 @@ impl Broker {
         } else {
             self.namespace.clone()
         };
-        Ok((Connect::new(url)?.with_namespace(namespace), running))
+        let connect = match &running {
+            Some(_) => Connect::new(url)?,
+            None => self.encrypted(Connect::new(url)?)?,
+        };
+        Ok((connect.with_namespace(namespace), running))
     }
 
     fn connect(&self) -> Result<Connect, Error> {
         let url = self.amqp_url.as_deref().unwrap_or(Self::DEFAULT_URL);
-        Ok(Connect::new(url)?.with_namespace(self.namespace.clone()))
+        Ok(self.encrypted(Connect::new(url)?)?.with_namespace(self.namespace.clone()))
+    }
+
+    /// With the certificates that were given.
+    fn encrypted(&self, mut connect: Connect) -> Result<Connect, Error> {
+        if let Some(ca) = &self.tls_ca {
+            connect = connect.with_tls_ca(ca)?;
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => connect.with_tls_identity(certificate, key),
+            _ => Ok(connect),
+        }
+    }
+}
+
+/// Has a process of ours use the same broker: in its environment, which other
+/// users are not shown, and whatever stands in our own.
+fn hand_over(connect: &Connect, command: &mut tokio::process::Command) {
+    let identity = connect.tls_identity();
+    command.env("KEYLANE_AMQP_URL", connect.urls());
+    for (name, file) in [
+        ("KEYLANE_TLS_CA", connect.tls_ca()),
+        ("KEYLANE_TLS_CERT", identity.map(|(certificate, _)| certificate)),
+        ("KEYLANE_TLS_KEY", identity.map(|(_, key)| key)),
+    ] {
+        match file {
+            Some(file) => command.env(name, file),
+            None => command.env_remove(name),
+        };
     }
 }
 
@@ -123,16 +190,27 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    // `requires` does not see a global option on the other side of the subcommand.
+    if args.broker.tls_cert.is_some() != args.broker.tls_key.is_some() {
+        let reason = "--tls-cert and --tls-key belong together: give both";
+        Args::command().error(ErrorKind::MissingRequiredArgument, reason).exit();
+    }
     let serves = matches!(args.command, Command::Route(_) | Command::Work(_));
     let filter = args.log.clone().unwrap_or_else(|| {
         // The client library reports every lost connection itself; we say it better.
         if serves { "info,lapin=off".to_owned() } else { "warn,lapin=off".to_owned() }
     });
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::builder().parse_lossy(filter))
+    // The client library traces whole frames, and one of them holds the password.
+    let harmless = filter_fn(|event| {
+        *event.level() < Level::TRACE || event.target().starts_with(env!("CARGO_CRATE_NAME"))
+    });
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
+        .with_target(false);
+    registry()
+        .with(EnvFilter::builder().parse_lossy(filter))
+        .with(lines.with_filter(harmless))
         .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

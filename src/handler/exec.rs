@@ -31,6 +31,9 @@ const STDERR_GRACE: Duration = Duration::from_millis(100);
 /// versions and keeps a broken one from making the environment too large.
 const MAX_TRACEPARENT_BYTES: usize = 255;
 
+/// Where the worker itself may have the broker's address from, with a password.
+const URL_VARIABLE: &str = "KEYLANE_AMQP_URL";
+
 /// Runs `sh -c COMMAND` for every task.
 ///
 /// The payload is the command's stdin; a command that reads none of it is
@@ -47,6 +50,9 @@ const MAX_TRACEPARENT_BYTES: usize = 255;
 /// | `KEYLANE_CONTENT_TYPE` | MIME type of the payload | unset if none |
 /// | `KEYLANE_TIMEOUT_MS` | time for this attempt | unset if unlimited |
 /// | `TRACEPARENT` | W3C trace context | unset if none |
+///
+/// The rest of the environment is the worker's, without `KEYLANE_AMQP_URL`: it
+/// may hold a password.
 ///
 /// | the command | the task |
 /// |---|---|
@@ -111,10 +117,11 @@ impl Handler for Exec {
     }
 }
 
-/// `sh -c COMMAND` that reads its stdin from us.
+/// `sh -c COMMAND` that reads its stdin from us, and does not inherit the
+/// broker's password.
 pub(super) fn shell(shell: &str, command: &OsStr) -> Command {
     let mut shell = Command::new(shell);
-    shell.arg("-c").arg(command).stdin(Stdio::piped());
+    shell.arg("-c").arg(command).stdin(Stdio::piped()).env_remove(URL_VARIABLE);
     shell
 }
 

@@ -13,6 +13,8 @@ use super::{Attempt, Failure, Handler};
 
 mod child;
 mod protocol;
+#[cfg(feature = "fuzzing")]
+pub(crate) use protocol::fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +23,8 @@ const SHELL: &str = "sh";
 /// Hands every task to one of several long-lived `sh -c COMMAND` processes: a
 /// line of JSON to its stdin per task, a line of JSON from its stdout per
 /// answer. A process works on one task at a time; `slots` of them work at once.
-/// They are started when they are first needed. Their stderr is the worker's.
+/// They are started when they are first needed. Their stderr is the worker's, and
+/// so is their environment, without `KEYLANE_AMQP_URL`: it may hold a password.
 ///
 /// The task, in one line:
 ///

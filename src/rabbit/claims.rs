@@ -59,7 +59,7 @@ impl ClaimRegister {
         let mut claims = Claims::default();
         while let Some(record) = store.get(false).await? {
             store.found = Some(record.delivery_tag);
-            match serde_json::from_slice(&record.data) {
+            match self::record(&record.data) {
                 Ok(found) => claims.merge(found),
                 Err(error) => tracing::warn!(%error, queue = store.queue, "unreadable claims"),
             }
@@ -121,6 +121,10 @@ impl ClaimRegister {
     }
 }
 
+fn record(bytes: &[u8]) -> serde_json::Result<Claims> {
+    serde_json::from_slice(bytes)
+}
+
 impl Store {
     /// Publishes the new record, then removes the old one.
     async fn replace(&mut self, record: Option<Vec<u8>>) -> Result<(), Error> {
@@ -154,5 +158,21 @@ impl Store {
     async fn get(&self, no_ack: bool) -> Result<Option<lapin::message::Delivery>, Error> {
         let got = self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack });
         Ok(got.await.doing(format!("read {}", self.queue))?.map(|message| message.delivery))
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use crate::protocol::crashes::Claims;
+
+    /// A record of claims.
+    pub fn claims(bytes: &[u8]) {
+        let Ok(claims) = super::record(bytes) else { return };
+        let mut merged = Claims::default();
+        merged.merge(claims.clone());
+        merged.merge(claims.clone());
+        assert_eq!(merged, claims, "what is read twice counts once");
+        let stored = serde_json::to_vec(&claims).unwrap_or_default();
+        assert_eq!(super::record(&stored).ok(), Some(claims));
     }
 }

@@ -1,13 +1,20 @@
 //! Where the broker is, and connections to it.
 
 use std::fmt;
+use std::io;
+#[cfg(feature = "cli")]
+use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use lapin::Connection;
-use lapin::{ConnectionProperties, types::FieldTable, types::LongString};
+use lapin::runtime::default_runtime;
+use lapin::uri::AMQPUri;
+use lapin::{ConnectionProperties, ErrorKind, types::FieldTable, types::LongString};
 use url::Url;
 
 use super::error::{Doing, Error, reply};
+use super::tls::{Tls, explained};
 use super::version::{is_supported, requeues_in_order, version};
 use crate::protocol::names::Namespace;
 
@@ -27,19 +34,22 @@ pub struct Connect {
     nodes: Vec<Url>,
     namespace: Namespace,
     name: String,
+    tls: Tls,
 }
 
 impl Connect {
     /// One address, or the addresses of several nodes of one cluster, separated
-    /// by commas: `amqp://user:password@host:5672/vhost`, `amqps://…` for TLS.
-    /// They are tried in turn. The namespace is `keylane`.
+    /// by commas: `amqp://user:password@host:5672/vhost`, `amqps://…` for TLS,
+    /// which trusts the CAs that this machine trusts. They are tried in turn. The
+    /// namespace is `keylane`.
     ///
     /// # Errors
     /// [`Error::BadUrl`] when an address cannot be read.
     pub fn new(urls: impl AsRef<str>) -> Result<Self, Error> {
         let nodes = urls.as_ref().split(',').map(|url| parse(url.trim()));
         let nodes = nodes.collect::<Result<_, _>>()?;
-        Ok(Self { nodes, namespace: Namespace::default(), name: "keylane".to_owned() })
+        let (namespace, tls) = (Namespace::default(), Tls::default());
+        Ok(Self { nodes, namespace, name: "keylane".to_owned(), tls })
     }
 
     /// Uses another namespace.
@@ -56,6 +66,42 @@ impl Connect {
         self
     }
 
+    /// Trusts brokers whose certificates are signed by those in this file (PEM),
+    /// and no others. It is read now, and not again.
+    ///
+    /// # Errors
+    /// [`Error::BadTlsFile`], and [`Error::NotEncrypted`] when an address is not
+    /// `amqps`.
+    pub fn with_tls_ca(mut self, file: impl Into<PathBuf>) -> Result<Self, Error> {
+        self.insist_on_tls()?;
+        self.tls = self.tls.with_ca(file.into())?;
+        Ok(self)
+    }
+
+    /// Shows the certificate in a file (PEM, with its chain) to brokers that ask
+    /// for one; its key (PEM, not encrypted) is in another file. Both are read
+    /// now, and not again.
+    ///
+    /// # Errors
+    /// [`Error::BadTlsFile`], and [`Error::NotEncrypted`] when an address is not
+    /// `amqps`.
+    pub fn with_tls_identity(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Result<Self, Error> {
+        self.insist_on_tls()?;
+        self.tls = self.tls.with_identity(certificate.into(), key.into())?;
+        Ok(self)
+    }
+
+    fn insist_on_tls(&self) -> Result<(), Error> {
+        match self.nodes.iter().find(|node| node.scheme() != "amqps") {
+            Some(node) => Err(Error::NotEncrypted { url: masked(node) }),
+            None => Ok(()),
+        }
+    }
+
     /// The namespace in use.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
@@ -65,7 +111,7 @@ impl Connect {
     /// Refuses a broker that is too old for what keylane relies on.
     pub(crate) async fn check_version(&self) -> Result<(), Error> {
         for node in &self.nodes {
-            match version(node.as_str()).await {
+            match version(node.as_str(), &self.tls).await {
                 Some(version) if !is_supported(&version) => {
                     return Err(Error::BrokerTooOld { url: masked(node), version });
                 }
@@ -80,7 +126,7 @@ impl Connect {
     /// `false` if the broker does not say.
     pub(crate) async fn requeues_in_order(&self) -> bool {
         for node in &self.nodes {
-            if let Some(version) = version(node.as_str()).await {
+            if let Some(version) = version(node.as_str(), &self.tls).await {
                 return requeues_in_order(&version);
             }
         }
@@ -93,17 +139,33 @@ impl Connect {
         self.nodes.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
     }
 
+    /// The file of the CA, if it was given, for another process of ours.
+    #[cfg(feature = "cli")]
+    pub(crate) fn tls_ca(&self) -> Option<&Path> {
+        self.tls.ca_file()
+    }
+
+    /// The files of our certificate and its key, for another process of ours.
+    #[cfg(feature = "cli")]
+    pub(crate) fn tls_identity(&self) -> Option<(&Path, &Path)> {
+        self.tls.identity_files()
+    }
+
     /// Opens a connection to the first node that answers.
     pub(crate) async fn open(&self, role: &str) -> Result<lapin::Connection, Error> {
         let mut tried = Vec::new();
+        let mut refused_tls = None;
         for node in &self.nodes {
             let properties = ConnectionProperties::default()
                 .with_connection_name(format!("{} {role}", self.name).into())
                 .with_client_property("product".into(), LongString::from("keylane"));
-            let connecting = lapin::Connection::connect(node.as_str(), properties);
+            let connecting = self.connect(node, properties);
             match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
                 Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => tried.push(refusal(node, &error)?),
+                Ok(Err(error)) => {
+                    refused_tls = refused_tls.or_else(|| tls_refusal(node, &error));
+                    tried.push(refusal(node, &error)?);
+                }
                 Err(_) => tried.push(format!(
                     "{} (no answer in {} s)",
                     masked(node),
@@ -111,7 +173,18 @@ impl Connect {
                 )),
             }
         }
-        Err(Error::Unreachable { tried: tried.join(", ") })
+        Err(refused_tls.unwrap_or_else(|| Error::Unreachable { tried: tried.join(", ") }))
+    }
+
+    async fn connect(
+        &self,
+        node: &Url,
+        properties: ConnectionProperties,
+    ) -> Result<lapin::Connection, lapin::Error> {
+        let uri: AMQPUri = node.as_str().parse().map_err(io::Error::other)?;
+        let tls = self.tls.clone();
+        let dial = async move |uri, runtime| Ok(tls.dial(&uri, &runtime).await?);
+        lapin::Connection::connector(uri, default_runtime()?, dial, properties).await
     }
 }
 
@@ -120,22 +193,25 @@ impl fmt::Debug for Connect {
         f.debug_struct("Connect")
             .field("nodes", &self.nodes.iter().map(masked).collect::<Vec<_>>())
             .field("namespace", &self.namespace)
+            .field("tls", &self.tls)
             .finish()
     }
 }
 
 fn parse(text: &str) -> Result<Url, Error> {
     // The text may hold a password even if it is no URL, so it is not repeated whole.
-    let bad = |reason: String| Error::BadUrl {
-        url: text.rsplit('@').next().unwrap_or_default().to_owned(),
-        reason,
-    };
+    let bad = |reason: String| Error::BadUrl { url: without_secrets(text), reason };
     let mut url = Url::parse(text).map_err(|e| bad(e.to_string()))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
         return Err(bad("the scheme must be amqp or amqps".to_owned()));
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err(bad("it has no host".to_owned()));
+    }
+    // A `/` in a password ends the host: what is left of it would be shown.
+    if url.fragment().is_some() || format!("{}?{:?}", url.path(), url.query()).contains('@') {
+        let reason = "percent-encode / ? # and @ in user and password";
+        return Err(bad(reason.to_owned()));
     }
     // AMQP's own reading: no path at all is the default virtual host.
     if matches!(url.path(), "" | "/") {
@@ -147,11 +223,33 @@ fn parse(text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
+/// What may be shown of a text that is no address: nothing that could be a part
+/// of a password.
+fn without_secrets(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").map_or((None, text), |(s, rest)| (Some(s), rest));
+    let shown = match rest.rsplit_once('@') {
+        Some((_, host)) => host.to_owned(),
+        // `user:password`, with the host forgotten or lost.
+        None => match rest.split_once(':') {
+            Some((user, _)) => format!("{user}:…"),
+            None => rest.to_owned(),
+        },
+    };
+    scheme.map(|scheme| format!("{scheme}://{shown}")).unwrap_or(shown)
+}
+
 /// The address as it may be shown.
 fn masked(url: &Url) -> String {
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
     let vhost = if url.path() == "/%2f" { "" } else { url.path() };
     format!("{}://{}{port}{vhost}", url.scheme(), url.host_str().unwrap_or_default())
+}
+
+/// A node answered, and no encrypted connection came about.
+fn tls_refusal(node: &Url, error: &lapin::Error) -> Option<Error> {
+    let ErrorKind::IOError(error) = error.kind() else { return None };
+    let (reason, way_out) = explained(error)?;
+    Some(Error::Tls { url: masked(node), reason, way_out })
 }
 
 /// A node refused us: either that is final, or the next node is tried.
@@ -229,7 +327,18 @@ mod tests {
     fn no_password_is_shown() {
         let connect = Connect::new("amqp://u:secret@h1:1/v").expect("a node");
         assert!(!format!("{connect:?}").contains("secret"));
-        let bad = Connect::new("amqq://u:secret@h1:1/v").expect_err("a wrong scheme");
-        assert!(!format!("{bad} {bad:?}").contains("secret"), "{bad}");
+        for bad in [
+            "amqq://u:secret@h1:1/v",
+            "amqp://u:secret",
+            "u:secret",
+            "amqp://u:se,secret@h1",
+            "amqp://u:1/secret@h1",
+            "amqp://u:1?secret@h1",
+            "amqp://u:1#secret@h1",
+            "amqp://u:x/secret@h1",
+        ] {
+            let error = Connect::new(bad).expect_err(bad);
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
+        }
     }
 }

@@ -21,7 +21,7 @@ use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
 
 /// What is said to all workers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Said {
     /// A worker consumes all partitions now: those that it wins may be given
@@ -125,7 +125,16 @@ impl Control {
     /// Nothing is lost.
     pub(crate) async fn hear(&mut self) -> Option<(Said, Option<String>)> {
         loop {
-            let delivery = self.consumer.next().await?.ok()?;
+            let delivery = match self.consumer.next().await? {
+                Ok(delivery) => delivery,
+                Err(error) => {
+                    let error = self.refused(error);
+                    if !error.is_retryable() {
+                        tracing::warn!(%error, "the control exchange is out of reach");
+                    }
+                    return None;
+                }
+            };
             match serde_json::from_slice(&delivery.data) {
                 Ok(said) => {
                     let reply_to = delivery.properties.reply_to().as_ref().map(ToString::to_string);
@@ -150,21 +159,30 @@ impl Control {
     /// Gathers reports until none has come for a while: `patience` for the
     /// first one, `quiet` after each. How many there will be nobody knows, since
     /// the broker does not count consumers that stand by.
+    ///
+    /// # Errors
+    /// When the channel is lost, which is how a missing permission to ask shows.
     pub(crate) async fn reports(
         &mut self,
         patience: Duration,
         quiet: Duration,
-    ) -> Vec<WorkerReport> {
+    ) -> Result<Vec<WorkerReport>, Error> {
         let mut reports = Vec::new();
         let mut wait = patience;
-        while let Ok(Some(Ok(delivery))) = tokio::time::timeout(wait, self.consumer.next()).await {
+        while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.consumer.next()).await {
+            let delivery = delivery.map_err(|error| self.refused(error))?;
             match serde_json::from_slice(&delivery.data) {
                 Ok(report) => reports.push(report),
                 Err(error) => tracing::debug!(%error, "a report was not understood"),
             }
             wait = quiet;
         }
-        reports
+        Ok(reports)
+    }
+
+    /// Nothing says so at once when the broker refuses what was said.
+    fn refused(&self, error: lapin::Error) -> Error {
+        Error::from_lapin(format!("speak on {}", self.exchange), error)
     }
 
     async fn publish(&self, exchange: &str, key: &str, body: &impl Serialize) -> Result<(), Error> {
@@ -178,5 +196,25 @@ impl Control {
             .await
             .doing(doing())?;
         Ok(())
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use super::{Said, WorkerReport};
+
+    /// A message on the control exchange, or the answer to one.
+    pub fn control(bytes: &[u8]) {
+        if let Ok(said) = serde_json::from_slice::<Said>(bytes) {
+            let stored = serde_json::to_vec(&said).unwrap_or_default();
+            let again = serde_json::from_slice::<Said>(&stored).ok();
+            assert_eq!(again, Some(said));
+        }
+        if let Ok(report) = serde_json::from_slice::<WorkerReport>(bytes) {
+            let stored = serde_json::to_vec(&report).unwrap_or_default();
+            let again = serde_json::from_slice::<WorkerReport>(&stored).ok();
+            assert_eq!(again.as_ref(), Some(&report));
+            crate::rabbit::status::fuzz::reports(&[report.clone(), report]);
+        }
     }
 }

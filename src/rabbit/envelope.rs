@@ -113,7 +113,7 @@ pub(crate) fn redelivered(properties: &BasicProperties) -> bool {
 /// deputy (see [`QueueChannel::hand_back`](super::consumer::QueueChannel::hand_back)).
 pub(crate) fn losses(properties: &BasicProperties) -> u32 {
     let failures = number(properties, DELIVERY_COUNT).unwrap_or(0);
-    let acquisitions = number(properties, ACQUIRED_COUNT).unwrap_or(failures);
+    let acquisitions = number(properties, ACQUIRED_COUNT).unwrap_or(failures).max(0);
     let losses = failures.saturating_mul(2).saturating_sub(acquisitions);
     u32::try_from(losses.max(0)).unwrap_or(u32::MAX)
 }
@@ -178,6 +178,49 @@ fn untrusted(value: &AMQPValue) -> Header<'_> {
         | AMQPValue::LongInt(_)
         | AMQPValue::LongUInt(_)
         | AMQPValue::LongLongInt(_) => Header::Other("integer"),
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use bytes::Bytes;
+    use lapin::BasicProperties;
+    use lapin::protocol::basic::parse_properties;
+
+    use super::{envelope as read, forwarded, losses, properties, redelivered};
+    use crate::protocol::task::{EnvelopeError, Task, TaskId};
+
+    /// A message: its properties as they come over the wire, then its payload.
+    pub fn envelope(bytes: &[u8]) {
+        if let Ok((payload, properties)) = parse_properties(bytes) {
+            message(&properties, payload);
+        }
+    }
+
+    /// A message whose properties were read.
+    pub fn message(original: &BasicProperties, payload: &[u8]) {
+        let payload = Bytes::copy_from_slice(payload);
+        let task = |properties: &BasicProperties| -> Result<Task, EnvelopeError> {
+            read(properties).into_task(payload.clone())
+        };
+        assert!(losses(original) == 0 || redelivered(original));
+        let sent_on = task(&forwarded(original));
+        match task(original) {
+            Err(error) => assert_eq!(sent_on, Err(error), "the router changes nothing"),
+            Ok(task_read) => {
+                let id = match &task_read.id {
+                    Some(id) => id.clone(),
+                    None => TaskId::of_content(&task_read),
+                };
+                let published = properties(&task_read, &id).map(|again| task(&again));
+                let expected = Task { id: Some(id), published_at: None, ..task_read.clone() };
+                let timeless = |task| Task { published_at: None, ..task };
+                assert_eq!(published.map(|task| task.map(timeless)), Some(Ok(expected.clone())));
+                let id = sent_on.as_ref().ok().and_then(|task| task.id.clone());
+                assert!(id.is_some() && (task_read.id.is_none() || task_read.id == id));
+                assert_eq!(sent_on.map(timeless), Ok(Task { id, ..expected }));
+            }
+        }
     }
 }
 

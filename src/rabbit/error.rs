@@ -1,5 +1,7 @@
 //! What can go wrong between keylane and the broker.
 
+use std::path::PathBuf;
+
 use lapin::ErrorKind;
 
 use crate::protocol::partition::Topology;
@@ -22,6 +24,30 @@ pub enum Error {
     Unreachable {
         /// Every address that was tried, with its reason.
         tried: String,
+    },
+    /// A file for TLS cannot be used.
+    #[error("{file:?} cannot be used for TLS ({reason}): a readable file in PEM format is needed")]
+    BadTlsFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Files for TLS are given, and the connection would not be encrypted.
+    #[error("certificates are given, but {url} is not encrypted: write amqps://")]
+    NotEncrypted {
+        /// The address, its password masked.
+        url: String,
+    },
+    /// A broker answers, and no encrypted connection comes about.
+    #[error("cannot speak TLS with the broker at {url}, {reason}: {way_out}")]
+    Tls {
+        /// The address, its password masked.
+        url: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do about it.
+        way_out: &'static str,
     },
     /// The broker does not know the user or the password.
     #[error("the broker at {url} refused user {user:?}: check user and password")]
@@ -135,6 +161,9 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::Silent { .. } | Self::Broker { .. } => true,
             Self::BadUrl { .. }
+            | Self::BadTlsFile { .. }
+            | Self::NotEncrypted { .. }
+            | Self::Tls { .. }
             | Self::AccessRefused { .. }
             | Self::VhostRefused { .. }
             | Self::BrokerTooOld { .. }

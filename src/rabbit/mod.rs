@@ -16,5 +16,6 @@ pub(crate) mod purge;
 #[cfg(feature = "cli")]
 pub(crate) mod raw;
 pub(crate) mod status;
+mod tls;
 pub(crate) mod topology;
-mod version;
+pub(crate) mod version;

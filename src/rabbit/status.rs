@@ -101,7 +101,7 @@ pub async fn status(connect: &Connect) -> Result<Status, Error> {
     if partitions.iter().any(|p| p.consumed) {
         let mut control = Control::open(&connection, namespace, false).await?;
         control.say(&Said::Report).await?;
-        workers = control.reports(PATIENCE, QUIET).await;
+        workers = control.reports(PATIENCE, QUIET).await?;
         workers.sort_by(|a, b| a.worker.cmp(&b.worker));
     }
     assign(&mut partitions, &workers);
@@ -127,9 +127,30 @@ fn assign(partitions: &mut [PartitionStatus], workers: &[WorkerReport]) {
         for held in &worker.partitions {
             if let Some(partition) = partitions.get_mut(held.partition as usize) {
                 partition.owner = Some(worker.worker.clone());
-                partition.unsettled += held.unsettled;
-                partition.running += held.running;
+                partition.unsettled = partition.unsettled.saturating_add(held.unsettled);
+                partition.running = partition.running.saturating_add(held.running);
             }
         }
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use super::{PartitionStatus, WorkerReport, assign};
+    use crate::protocol::partition::PartitionId;
+
+    /// What workers say of themselves.
+    pub(crate) fn reports(reports: &[WorkerReport]) {
+        let nobody = |number| PartitionStatus {
+            partition: PartitionId::new(number),
+            owner: None,
+            ready: 0,
+            unsettled: 0,
+            running: 0,
+            consumed: true,
+        };
+        let mut partitions: Vec<_> = (0..4).map(nobody).collect();
+        assign(&mut partitions, reports);
+        assert!(reports.is_empty() || partitions.iter().all(|p| p.owner.is_some()));
     }
 }

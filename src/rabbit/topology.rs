@@ -250,9 +250,35 @@ pub(crate) async fn read(
     let Ok(Some(first)) = first else { return Err(missing()) };
     let record = first.doing(format!("read {name}"))?.data;
     close(&channel).await;
-    serde_json::from_slice(&record).map_err(|error| Error::TopologyUnreadable {
+    self::record(&record, namespace)
+}
+
+fn record(bytes: &[u8], namespace: &Namespace) -> Result<Topology, Error> {
+    serde_json::from_slice(bytes).map_err(|error| Error::TopologyUnreadable {
         namespace: namespace.to_string(),
-        stored: String::from_utf8_lossy(&record).chars().take(200).collect(),
+        stored: String::from_utf8_lossy(bytes).chars().take(200).collect(),
         reason: error.to_string(),
     })
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use crate::protocol::names::Namespace;
+    use crate::protocol::task::Resource;
+
+    /// The record of a layout.
+    pub fn topology(bytes: &[u8]) {
+        match super::record(bytes, &Namespace::default()) {
+            Ok(topology) => {
+                let stored = serde_json::to_vec(&topology).unwrap_or_default();
+                let again = super::record(&stored, &Namespace::default());
+                assert_eq!(again.ok(), Some(topology));
+                if let Ok(resource) = Resource::new("r") {
+                    let partition = topology.partition_of(&resource).number();
+                    assert!(partition < topology.partitions.get());
+                }
+            }
+            Err(error) => assert!(error.to_string().contains("cannot be read")),
+        }
+    }
 }

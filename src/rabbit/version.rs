@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use lapin::runtime::default_runtime;
-use lapin::tcp::AMQPUriTcpExt;
 use lapin::uri::AMQPUri;
+
+use super::tls::Tls;
 
 /// The first words of an AMQP 0-9-1 client.
 const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -17,10 +18,10 @@ const LONGEST_GREETING: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The version of the broker at `url`; `None` if it does not say.
-pub(super) async fn version(url: &str) -> Option<String> {
+pub(super) async fn version(url: &str, tls: &Tls) -> Option<String> {
     let ask = async {
         let uri: AMQPUri = url.parse().ok()?;
-        let mut stream = uri.connect_async(&default_runtime().ok()?).await.ok()?;
+        let mut stream = tls.dial(&uri, &default_runtime().ok()?).await.ok()?;
         stream.write_all(HEADER).await.ok()?;
         stream.flush().await.ok()?;
         let mut greeting = Vec::new();
@@ -42,8 +43,8 @@ pub(super) async fn version(url: &str) -> Option<String> {
 fn version_in(greeting: &[u8]) -> Option<String> {
     const KEY: &[u8] = b"\x07versionS";
     let at = greeting.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
-    let length = u32::from_be_bytes(greeting.get(at..at + 4)?.try_into().ok()?) as usize;
-    let text = greeting.get(at + 4..at + 4 + length)?;
+    let (length, rest) = greeting[at..].split_first_chunk()?;
+    let text = rest.get(..u32::from_be_bytes(*length) as usize)?;
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
@@ -60,6 +61,19 @@ pub(super) fn requeues_in_order(version: &str) -> bool {
     let mut parts = version.split('.').map(str::parse::<u32>);
     let mut next = || parts.next()?.ok();
     next().zip(next()).is_some_and(|version| version >= (4, 3))
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use super::{is_supported, requeues_in_order, version_in};
+
+    /// A broker's first bytes.
+    pub fn greeting(bytes: &[u8]) {
+        let Some(version) = version_in(bytes) else { return };
+        let _ = (is_supported(&version), requeues_in_order(&version));
+        let more = [bytes, b"\x07versionS\0\0\0\x011"].concat();
+        assert_eq!(version_in(&more), Some(version), "what comes later changes nothing");
+    }
 }
 
 #[cfg(test)]

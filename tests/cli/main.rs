@@ -4,4 +4,6 @@
 mod bad_days;
 mod bad_input;
 mod handlers;
+mod security;
+mod tls;
 mod user;

@@ -9,6 +9,7 @@ use tokio::process::{Child, Command};
 
 use super::this_program;
 use super::worker::Execution;
+use crate::cli::hand_over;
 use crate::{Connect, WorkerId};
 
 /// How the workers of a measurement work.
@@ -69,10 +70,10 @@ impl Told {
             .args(["--slots", &shape.slots.to_string()])
             .args(["--task-ms", &shape.task_ms.to_string()])
             .args(["--log", "error,lapin=off", "--namespace", connect.namespace().as_str()])
-            .env("KEYLANE_AMQP_URL", connect.urls())
             .stdin(Stdio::null())
             .stdout(if shape.tell { Stdio::piped() } else { Stdio::null() })
             .kill_on_drop(true);
+        hand_over(connect, &mut command);
         if shape.tell {
             command.arg("--tell");
         }

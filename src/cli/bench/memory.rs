@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::fleet::{Shape, Told};
 use super::{drained, this_program};
 use crate::Connect;
+use crate::cli::hand_over;
 
 const RESOURCES: u64 = 1_000;
 
@@ -50,10 +51,11 @@ pub(super) async fn run(
 
     let shape = Shape { slots: 64, task_ms: 0, tell: false };
     let worker = Told::default().spawn(connect, "bench-memory", shape)?;
-    let mut publisher = Command::new(this_program()?)
+    let mut publisher = Command::new(this_program()?);
+    hand_over(connect, &mut publisher);
+    let mut publisher = publisher
         .args(["publish", "--resource", "/resource", "--namespace", connect.namespace().as_str()])
         .arg(&input)
-        .env("KEYLANE_AMQP_URL", connect.urls())
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()

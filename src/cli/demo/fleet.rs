@@ -12,6 +12,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 
+use crate::Connect;
+use crate::cli::hand_over;
+
 /// A drain takes as long as the running tasks: milliseconds. A worker that needs
 /// longer than this hangs.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -30,9 +33,8 @@ pub(super) struct Fleet {
 pub(super) struct FleetCommand {
     /// Arguments of the binary, without the name of the worker.
     pub(super) arguments: Vec<OsString>,
-    /// The broker, with its password: handed over in the environment, which is
-    /// not shown to other users.
-    pub(super) amqp_url: String,
+    /// The broker.
+    pub(super) connect: Connect,
 }
 
 /// Number of a worker, from 1.
@@ -75,7 +77,7 @@ impl Fleet {
         let binary = std::env::current_exe().context("cannot find keylane's own binary")?;
         let mut command = Command::new(binary);
         command.args(&self.command.arguments).arg("--id").arg(format!("worker-{number}"));
-        command.env("KEYLANE_AMQP_URL", &self.command.amqp_url);
+        hand_over(&self.command.connect, &mut command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is for the coordinator, which ends its workers itself.
         command.process_group(0).kill_on_drop(true);

@@ -31,7 +31,7 @@ pub(super) struct Scene {
     source: Source,
     queues: Queues,
     namespace: Namespace,
-    amqp_url: String,
+    connect: Connect,
     /// `None` if a broker was given; then the namespace is removed from it.
     started: Option<RunningBroker>,
     /// Dropped last: what was killed above may still write to it.
@@ -54,21 +54,21 @@ impl Scene {
             anyhow::Ok(source)
         });
         let source = source.await??;
-        let (amqp_url, started) = match &broker.amqp_url {
-            Some(url) => (url.clone(), None),
+        let (connect, started) = match &broker.amqp_url {
+            Some(_) => (broker.connect()?, None),
             None => {
                 let progress = |line: &str| eprintln!("keylane: {line}");
                 let broker = ensure_broker(Choice::Auto, progress).await;
                 let broker = broker.context("the demo needs a broker (--amqp-url)")?;
-                (broker.amqp_url(), Some(broker))
+                (Connect::new(broker.amqp_url())?, Some(broker))
             }
         };
         let id = uuid::Uuid::now_v7().simple().to_string();
         // The last digits are random.
         let namespace = Namespace::new(format!("demo-{}", &id[id.len() - 8..]))?;
-        let connect = Connect::new(&amqp_url)?.with_namespace(namespace.clone());
-        let queues = Queues::new(connect.with_name("keylane demo"), demo.naive);
-        Ok(Self { source, queues, namespace, amqp_url, started, scratch })
+        let connect = connect.with_namespace(namespace.clone());
+        let queues = Queues::new(connect.clone().with_name("keylane demo"), demo.naive);
+        Ok(Self { source, queues, namespace, connect, started, scratch })
     }
 
     /// Runs the demo. Dropping the future kills the workers.
@@ -114,7 +114,7 @@ impl Scene {
         arguments.extend(["--head".into(), repository.head().as_str().into()]);
         arguments.extend(["--store".into(), store.into()]);
         arguments.extend(demo.naive.then(|| "--naive".into()));
-        FleetCommand { arguments, amqp_url: self.amqp_url.clone() }
+        FleetCommand { arguments, connect: self.connect.clone() }
     }
 
     fn out_dir(&self, demo: &Demo) -> PathBuf {

@@ -112,14 +112,14 @@ async fn the_facts_are_in_the_environment() {
 }
 
 #[test]
-fn what_a_task_lacks_is_not_inherited() {
+fn what_a_task_lacks_is_not_inherited_nor_a_password() {
     let mut attempt = attempt("");
     attempt.task.traceparent = Some("\0".to_owned());
     let command = Exec::new("true").command(&attempt).expect("a command");
     let removed: Vec<_> =
         command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(n, _)| n).collect();
     let optional = ["KEYLANE_CONTENT_TYPE", "KEYLANE_KIND", "KEYLANE_TIMEOUT_MS", "TRACEPARENT"];
-    assert_eq!(removed, optional);
+    assert_eq!(removed, [&["KEYLANE_AMQP_URL"], &optional[..]].concat());
 }
 
 #[tokio::test]

@@ -159,6 +159,63 @@ impl Answer {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use serde_json::Value;
+
+    use super::{Answer, BASE64_STANDARD, Engine, SHOWN_CHARS, shown};
+    use crate::handler::Attempt;
+    use crate::protocol::partition::PartitionId;
+    use crate::protocol::task::{Resource, Task, TaskId};
+
+    fn attempt(payload: &[u8], content_type: Option<&str>) -> Option<Attempt> {
+        let resource = Resource::new("r").ok()?;
+        let mut task = Task::on(resource, payload.to_vec());
+        task.content_type = content_type.map(str::to_owned);
+        let (id, partition) = (TaskId::new("t-1").ok()?, PartitionId::new(0));
+        Some(Attempt { id, task, number: 1, redelivered: false, partition, timeout: None })
+    }
+
+    /// A line from a process.
+    pub fn answer(bytes: &[u8]) {
+        assert!(shown(bytes).chars().count() <= SHOWN_CHARS);
+        let Some(attempt) = attempt(b"", None) else { return };
+        match Answer::read(bytes, &attempt.id) {
+            Ok(answer) => {
+                assert!(answer.id.as_deref().is_none_or(|id| id == "t-1"));
+                answer.into_result().err();
+            }
+            Err(breach) => assert!(!breach.to_string().is_empty()),
+        }
+    }
+
+    /// A payload for a process; its first byte chooses the content type.
+    pub fn request(bytes: &[u8]) {
+        let Some((choice, payload)) = bytes.split_first() else { return };
+        let types = [None, Some("application/json"), Some("text/plain")];
+        let attempt = attempt(payload, types[usize::from(*choice) % types.len()]);
+        let Some(Ok(line)) = attempt.as_ref().map(super::request) else { return };
+        let ends = line.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
+        assert!(ends == 1 && line.ends_with(b"\n"), "one line");
+        let Ok(sent) = serde_json::from_slice::<Value>(&line) else {
+            // JSON that is nested deeper than this reader goes is passed on.
+            assert!(serde_json::from_slice::<Value>(payload).is_err());
+            return;
+        };
+        let (encoding, sent) = (&sent["payload_encoding"], &sent["payload"]);
+        match (encoding.as_str(), sent.as_str()) {
+            (Some("json"), _) => {
+                assert_eq!(serde_json::from_slice(payload).ok().as_ref(), Some(sent))
+            }
+            (Some("text"), Some(text)) => assert_eq!(text.as_bytes(), payload),
+            (Some("base64"), Some(text)) => {
+                assert_eq!(BASE64_STANDARD.decode(text).ok().as_deref(), Some(payload));
+            }
+            other => panic!("an unknown encoding: {other:?}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};

@@ -1,0 +1,363 @@
+//! Who may do what, and what is told to whom.
+
+#![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
+
+use std::fs::{File, read_to_string};
+use std::io::{BufRead, BufReader};
+use std::process::Child;
+
+use keylane::testing::Broker;
+
+use super::user::{Running, User};
+
+/// The commands that the manual gives, which this test tries.
+const MANUAL: &str = include_str!("../../docs/security.md");
+
+const PASSWORD: &str = "s3cret-Pa55word";
+
+/// What a role needs on the broker.
+#[derive(Debug, Clone)]
+struct Rights([String; 3]);
+
+const CONFIGURE: usize = 0;
+const WRITE: usize = 1;
+const READ: usize = 2;
+
+impl Rights {
+    /// As documented, for another namespace.
+    fn of(role: &str, namespace: &str) -> Self {
+        let start = format!("rabbitmqctl set_permissions {role} ");
+        let line = MANUAL.lines().find_map(|line| line.strip_prefix(&start)).unwrap();
+        let patterns: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
+        Self(<[&str; 3]>::try_from(patterns).unwrap().map(|p| p.replace("keylane", namespace)))
+    }
+
+    /// All of it but one thing, a pattern after the namespace's dot.
+    fn without(&self, kind: usize, thing: &str, namespace: &str) -> Self {
+        let mut rights = self.clone();
+        let name = if thing.starts_with("amq") { thing } else { &format!("{namespace}\\.{thing}") };
+        rights.0[kind] = format!("^(?!{name}$){}", &self.0[kind][1..]);
+        rights
+    }
+}
+
+/// A namespace, and users of the broker with limited rights.
+struct House {
+    broker: &'static Broker,
+    user: User,
+}
+
+impl House {
+    async fn new() -> Self {
+        Self { broker: Broker::shared().await.unwrap(), user: User::new().await }
+    }
+
+    /// Makes users with these rights, all at once, and gives their addresses.
+    async fn admits(&self, users: Vec<(String, Rights)>) -> Vec<String> {
+        let (mut script, mut urls) = (String::new(), Vec::new());
+        let host = self.user.url.rsplit('@').next().unwrap();
+        for (name, Rights(rights)) in users {
+            let name = format!("{name}-{}", self.user.namespace);
+            // A shell script on the way takes backslashes away.
+            let rights = rights.map(|pattern| format!("<<\"{}\">>", pattern.replace("\\.", "[.]")));
+            let rights = rights.join(", ");
+            script += &format!(
+                "rabbit_auth_backend_internal:add_user(<<{name:?}>>, <<{PASSWORD:?}>>, <<>>),
+                rabbit_auth_backend_internal:set_permissions(<<{name:?}>>, <<\"/\">>, {rights}, <<>>),"
+            );
+            urls.push(format!("amqp://{name}:{PASSWORD}@{host}"));
+        }
+        let done = self.broker.exec(["rabbitmqctl", "-q", "eval", &(script + "ok.")]).await;
+        let done = done.unwrap();
+        assert!(done.status.success() && done.stdout == b"ok\n", "{done:?}");
+        urls
+    }
+
+    /// A user with the documented rights.
+    async fn role(&self, role: &str) -> String {
+        let rights = Rights::of(role, &self.user.namespace);
+        self.admits(vec![(role.to_owned(), rights)]).await.remove(0)
+    }
+
+    /// A user with the documented rights but one.
+    async fn limited(&self, role: &str, things: &[(usize, &str)]) -> Vec<String> {
+        let rights = Rights::of(role, &self.user.namespace);
+        let all = things.iter().enumerate();
+        let users = all.map(|(n, (kind, thing))| {
+            let rights = rights.without(*kind, thing, &self.user.namespace);
+            (format!("{role}-{kind}-{n}-{}", thing.len()), rights)
+        });
+        self.admits(users.collect()).await
+    }
+
+    /// Runs a command that needs each of these things, without one of them.
+    async fn needs(&self, role: &str, args: &[&str], things: &[(usize, &str)]) {
+        let urls = self.limited(role, things).await;
+        for ((_, thing), url) in things.iter().zip(urls) {
+            let name = thing.split('\\').next().unwrap();
+            let args = [args, &["--amqp-url", &url]].concat();
+            let ran = self.user.fails(1, &args, &["not permitted", name, "refused"]);
+            assert!(!ran.err.contains(PASSWORD), "{ran:?}");
+        }
+    }
+
+    fn starts(&self, url: &str, args: &[&str]) -> Running {
+        self.user.starts(&[args, &["--amqp-url", url]].concat())
+    }
+}
+
+/// Reads what a process says until all of these words have stood in one line.
+fn says(running: &mut Running, words: &[&str]) {
+    let Child { stderr, .. } = &mut running.0;
+    let mut lines = BufReader::new(stderr.take().unwrap()).lines();
+    let found = lines.any(|line| words.iter().all(|word| line.as_ref().unwrap().contains(word)));
+    assert!(found, "it ended without saying {words:?}");
+    // It goes on talking, and must not fail at it.
+    std::thread::spawn(move || lines.count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_rights_are_enough_and_not_too_many() {
+    let house = House::new().await;
+    let user = &house.user;
+    let init = ["init", "--partitions", "1"];
+    user.succeeds(&[&init[..], &["--amqp-url", &house.role("init").await]].concat());
+    let declared =
+        ["topology", "control", "dead", "inbox", "g1", "g1\\.p0"].map(|name| (CONFIGURE, name));
+    house.needs("init", &init, &declared).await;
+    let stored = [(WRITE, "amq\\.default"), (WRITE, "g1\\.p0"), (READ, "topology"), (READ, "g1")];
+    house.needs("init", &init, &stored).await;
+
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    let publish = ["publish", "one.ndjson", "--resource", "/r"];
+    let producer = house.role("producer").await;
+    user.succeeds(&[&publish[..], &["--amqp-url", &producer]].concat());
+    house.needs("producer", &publish, &[(WRITE, "g1"), (READ, "topology")]).await;
+
+    // It runs the task, which fails and is buried.
+    let work = ["work", "--exec", "exit 1", "--attempts", "1"];
+    let start = [
+        (CONFIGURE, "control\\..+"),
+        (WRITE, "control\\..+"),
+        (READ, "topology"),
+        (READ, "control"),
+        (READ, "control\\..+"),
+        (READ, "g1\\.p0"),
+    ];
+    house.needs("worker", &work, &start).await;
+    let mute = house.limited("worker", &[(WRITE, "amq\\.default")]).await;
+    let mut mute = house.starts(&mute[0], &work);
+    says(&mut mute, &["dead letter", "not permitted", "amq.default"]);
+    drop(mute);
+    let mut worker = house.starts(&house.role("worker").await, &work);
+    says(&mut worker, &["to the dead letters"]);
+
+    let status = ["status", "--json"];
+    let seen = user.succeeds(&[&status[..], &["--amqp-url", &house.role("status").await]].concat());
+    assert!(seen.out.contains(r#""slots":16"#), "the worker has answered: {seen:?}");
+    let asked = [
+        (CONFIGURE, "control\\..+"),
+        (WRITE, "control"),
+        (READ, "topology"),
+        (READ, "control\\..+"),
+        (WRITE, "inbox"),
+        (WRITE, "dead"),
+        (WRITE, "g1\\.p0"),
+    ];
+    house.needs("status", &status, &asked).await;
+    user.waits_for_quiet();
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+
+    let dead = house.role("dead").await;
+    let listed = user.succeeds(&["dead", "list", "--json", "--amqp-url", &dead]);
+    assert_eq!(listed.out.lines().count(), 1, "{listed:?}");
+    house.needs("dead", &["dead", "list"], &[(READ, "topology"), (READ, "dead")]).await;
+    let replay = ["dead", "replay", "--all"];
+    house.needs("replay", &replay, &[(WRITE, "g1")]).await;
+    let replayed =
+        user.succeeds(&[&replay[..], &["--amqp-url", &house.role("replay").await]].concat());
+    assert_eq!(replayed.out, "replayed 1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_needs_no_more_rights_than_documented() {
+    let house = House::new().await;
+    let user = &house.user;
+    user.succeeds(&["init", "--partitions", "1"]);
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    user.succeeds(&["publish", "one.ndjson", "--resource", "/r"]);
+    // The shell's parent is the worker.
+    let work = ["work", "--exec", "kill -9 $PPID", "--max-crashes", "2"];
+    let killed = house.starts(&user.url, &work).ends();
+    assert_eq!(killed.code, None, "{killed:?}");
+
+    let things = [(CONFIGURE, "g1\\.p0\\.claims"), (READ, "g1\\.p0\\.claims")];
+    for url in house.limited("worker", &things).await {
+        let killed = house.starts(&url, &work).ends();
+        assert!(killed.err.contains("cannot tell who kills workers"), "{killed:?}");
+        assert!(killed.err.contains("not permitted"), "{killed:?}");
+    }
+    let mute = house.limited("worker", &[(WRITE, "amq\\.default")]).await;
+    let killed = house.starts(&mute[0], &work).ends();
+    assert!(killed.err.contains("its claim could not be stored"), "{killed:?}");
+    assert!(killed.err.contains("not permitted"), "{killed:?}");
+
+    let worker = house.role("worker").await;
+    let killed = house.starts(&worker, &work).ends();
+    assert!(killed.code.is_none() && !killed.err.contains("not permitted"), "{killed:?}");
+    let mut survivor = house.starts(&worker, &work);
+    says(&mut survivor, &["to the dead letters", "the last time with nothing else running"]);
+    user.waits_for_quiet();
+    survivor.signal("TERM");
+    assert_eq!(survivor.ends().code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_greet_says_so() {
+    let house = House::new().await;
+    house.user.succeeds(&["init", "--partitions", "1"]);
+    let shy = house.limited("worker", &[(WRITE, "control")]).await;
+    let mut shy = house.starts(&shy[0], &["work", "--exec", "true"]);
+    says(&mut shy, &["control", "not permitted"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_needs_what_is_documented() {
+    let house = House::new().await;
+    let user = &house.user;
+    user.succeeds(&["init", "--partitions", "1"]);
+    house.needs("router", &["route"], &[(READ, "topology"), (READ, "inbox")]).await;
+    let queue = format!("{}.inbox", user.namespace);
+    let inbox = house.role("inbox").await;
+    let properties = lapin::ConnectionProperties::default();
+    let connection = lapin::Connection::connect(&inbox, properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(Default::default()).await.unwrap();
+    let mut resource = lapin::types::FieldTable::default();
+    resource.insert("resource".into(), lapin::types::AMQPValue::LongString("a".into()));
+    // A task, and something that is none.
+    for headers in [resource, lapin::types::FieldTable::default()] {
+        let properties = lapin::BasicProperties::default().with_headers(headers);
+        let options = Default::default();
+        let sent =
+            channel.basic_publish("".into(), queue.as_str().into(), options, b"", properties);
+        assert!(matches!(sent.await.unwrap().await.unwrap(), lapin::Confirmation::Ack(None)));
+    }
+
+    let missing = [(WRITE, "g1"), (WRITE, "amq\\.default")];
+    for ((_, thing), url) in missing.iter().zip(house.limited("router", &missing).await) {
+        let mut limited = house.starts(&url, &["route"]);
+        says(&mut limited, &["not permitted", thing.split('\\').next().unwrap()]);
+    }
+    let router = house.starts(&house.role("router").await, &["route"]);
+    user.waits_for("both to be routed", || {
+        let status = user.status();
+        status["dead"] == 1 && status["partitions"][0]["ready"] == 1
+    });
+    router.signal("TERM");
+    assert_eq!(router.ends().code, Some(0));
+}
+
+/// What a password looks like in a log, however it is written.
+fn disguises(secret: &str) -> [String; 3] {
+    let bytes: Vec<String> = secret.bytes().map(|byte| byte.to_string()).collect();
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    [secret.to_owned(), bytes.join(", "), hex]
+}
+
+fn tells_nothing(args: &[&str], said: &str) {
+    for disguise in disguises(PASSWORD) {
+        let at = said.find(&disguise);
+        let around = at.map(|at| said[at.saturating_sub(300)..].chars().take(600));
+        let around = around.map(Iterator::collect::<String>);
+        assert_eq!(around, None, "{args:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_told_whatever_happens() {
+    let house = House::new().await;
+    let user = &house.user;
+    let everything = Rights([".*", ".*", ".*"].map(str::to_owned));
+    let url = house.admits(vec![("chatty".to_owned(), everything)]).await.remove(0);
+    let host = url.rsplit('@').next().unwrap();
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    let publish = ["publish", "one.ndjson", "--resource", "/r"];
+    for log in ["debug", "trace"] {
+        let runs = |url: &str, args: &[&str]| {
+            let args = [args, &["--log", log, "--amqp-url", url]].concat();
+            let ran = user.run(&args);
+            tells_nothing(&args, &format!("{}{}", ran.out, ran.err));
+            ran
+        };
+        let first: [&[&str]; 4] = [
+            &["init", "--partitions", "1", "--json"],
+            &publish,
+            &["status", "--json"],
+            &["status"],
+        ];
+        for args in first {
+            let ran = runs(&url, args);
+            assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+            assert!(
+                ran.err.contains("create channel"),
+                "what the client library logs is seen: {ran:?}"
+            );
+        }
+        let args = ["work", "--exec", "exit 1", "--attempts", "1", "--json", "--log", log];
+        let mut command = user.command(&args);
+        // It says more than a pipe holds.
+        let said = user.file("said", "");
+        command.env("KEYLANE_AMQP_URL", &url).stderr(File::create(&said).unwrap());
+        let worker = Running(command.spawn().unwrap());
+        user.waits_for("dead letters", || user.status()["dead"].as_u64() > Some(0));
+        worker.signal("TERM");
+        let ran = worker.ends();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        tells_nothing(&args, &(ran.out + &read_to_string(said).unwrap()));
+        let then: [&[&str]; 4] = [
+            &["dead", "list", "--json"],
+            &["dead", "replay", "--all"],
+            &["dead", "discard", "--all"],
+            &["demo", "--limit", "3", "--json"],
+        ];
+        for args in then {
+            let ran = runs(&url, args);
+            assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+        }
+        for wrong in [
+            format!("amqp://nobody:{PASSWORD}@{host}"),
+            format!("amqp://chatty:{PASSWORD}@127.0.0.1:1"),
+            format!("amqp://chatty:{PASSWORD}@no-such-host.invalid"),
+            format!("amqps://chatty:{PASSWORD}@{host}"),
+            url.replace("%2f", "nope"),
+            format!("http://chatty:{PASSWORD}@{host}"),
+            format!("amqp://chatty:{PASSWORD}"),
+            format!("amqp://chatty:1/{PASSWORD}@{host}"),
+            format!("amqp://chatty:{PASSWORD},{PASSWORD}@{host}"),
+        ] {
+            for args in [&["init"][..], &publish, &["work", "--exec", "true"], &["route"]] {
+                assert_eq!(runs(&wrong, args).code, Some(1), "{args:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_does_not_inherit_the_password() {
+    let user = User::with_partitions(1).await;
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    let pipe = r#"env >seen; read -r line; echo '{"status":"executed"}'"#;
+    for (kind, handler) in [("--exec", "env >seen"), ("--pipe", pipe)] {
+        user.succeeds(&["publish", "one.ndjson", "--resource", "/r"]);
+        let worker = user.starts(&["work", kind, handler]);
+        user.waits_for_quiet();
+        worker.signal("TERM");
+        assert_eq!(worker.ends().code, Some(0));
+        let seen = user.lines_of("seen");
+        let has = |name: &str| seen.iter().any(|line| line.starts_with(name));
+        assert!(has("PATH=") && has("KEYLANE_NAMESPACE="), "the rest is inherited: {seen:?}");
+        assert!(!seen.iter().any(|line| line.contains("amqp://")), "{kind}: {seen:?}");
+    }
+}
