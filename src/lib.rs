@@ -9,6 +9,8 @@ pub mod demo;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
+#[cfg(any(feature = "guard-postgres", feature = "guard-redis"))]
+pub mod guard;
 pub mod handler;
 pub mod protocol;
 #[cfg(feature = "provision")]
@@ -17,25 +19,32 @@ pub mod provision;
 pub mod testing;
 
 mod backoff;
+mod executions;
+mod journal;
 mod producer;
 mod rabbit;
 mod router;
 mod worker;
 
+pub use executions::{Executed, NotExecuted};
+pub use handler::fencing::FencingError;
 pub use handler::{Attempt, Failure, Handler, handler_fn};
+pub use journal::{JournalReader, KEPT_FINDINGS, TaskState, TaskTrace, find_task, verify};
 pub use producer::{Pending, Producer, ProducerOptions, Published, Receipt};
 pub use protocol::crashes::MaxCrashes;
+pub use protocol::fence::{Epoch, FencingToken};
 pub use protocol::names::Namespace;
 pub use protocol::ownership::{Weight, WorkerId};
 pub use protocol::partition::{PartitionCount, PartitionId, Topology};
+pub use protocol::result::TaskResult;
 pub use protocol::retry::RetryPolicy;
 pub use protocol::task::{Resource, Task, TaskId};
 pub use rabbit::connection::Connect;
-pub use rabbit::control::{HeldPartition, WorkerReport};
+pub use rabbit::control::{Found, HeldPartition, RunningTask, WorkerReport};
 pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;
 pub use rabbit::publisher::PublishError;
 pub use rabbit::status::{PartitionStatus, Status, status};
-pub use rabbit::topology::{init, topology};
+pub use rabbit::topology::{Retention, init, init_with, topology};
 pub use router::{RouterOptions, route};
 pub use worker::{WorkerOptions, WorkerSummary, work};

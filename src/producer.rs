@@ -3,14 +3,16 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_lite::{Stream, StreamExt, future, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 
+use crate::executions::{Executed, Executions, NotExecuted};
+use crate::protocol::journal::Fingerprint;
 use crate::protocol::partition::{PartitionId, Topology};
-use crate::protocol::task::{Task, TaskId};
+use crate::protocol::task::{Origin, Task, TaskId};
 use crate::rabbit::connection::Connect;
 use crate::rabbit::error::Error;
 use crate::rabbit::publisher::{PublishError, Publisher, Route, Sent, SessionId};
@@ -43,14 +45,47 @@ impl Default for ProducerOptions {
 }
 
 /// The broker has a task, on a majority of the nodes of its partition's queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Receipt {
     /// The task's id.
     pub id: TaskId,
     /// Its partition.
     pub partition: PartitionId,
+    origin: Origin,
+    published_at: SystemTime,
+    executions: Arc<Executions>,
 }
+
+impl Receipt {
+    /// Waits until the task is Executed, and gives what its handler said
+    /// ([`Attempt::set_result`](crate::Attempt::set_result)).
+    ///
+    /// It waits for as long as that takes: put a time limit around it. It follows
+    /// the journal, so it waits for ever if the workers write none
+    /// ([`WorkerOptions::journal`](crate::WorkerOptions)), or if the record was
+    /// removed before it was asked for. The producer may be closed by then.
+    ///
+    /// # Errors
+    /// [`NotExecuted::DeadLettered`] when the task was given up;
+    /// [`NotExecuted::Unknown`] when the journal cannot be read, because there is
+    /// none or for want of the permission.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: it can be called again.
+    pub async fn executed(&self) -> Result<Executed, NotExecuted> {
+        let task = Fingerprint::new(&self.id, Some(&self.origin));
+        self.executions.wait(task, self.published_at).await
+    }
+}
+
+impl PartialEq for Receipt {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.id, &self.origin) == (&other.id, &other.origin)
+    }
+}
+
+impl Eq for Receipt {}
 
 /// A task that came out of [`Producer::publish_all`].
 #[derive(Debug)]
@@ -77,6 +112,12 @@ pub struct Producer {
     routes: Vec<Route>,
     publisher: Publisher,
     permits: Arc<Semaphore>,
+    /// Names this run of us in the tasks.
+    name: Arc<str>,
+    /// The number of the next task. Locked until it is sent: numbers rise in the
+    /// order of the wire.
+    sequence: Mutex<u64>,
+    executions: Arc<Executions>,
     options: ProducerOptions,
 }
 
@@ -117,11 +158,15 @@ impl Producer {
         let publisher = Publisher::new(connect.clone(), "producer", topology, options.patience)
             .with_connection(connection)
             .await?;
+        let name: Arc<str> = Uuid::new_v4().simple().to_string()[..12].into();
         Ok(Self {
             topology,
+            executions: Executions::new(connect.clone(), Arc::clone(&name)),
             routes: Route::partitions(connect.namespace(), &topology),
             publisher,
             permits: Arc::new(Semaphore::new(options.max_in_flight.max(1))),
+            name,
+            sequence: Mutex::new(0),
             options,
         })
     }
@@ -163,7 +208,7 @@ impl Producer {
     /// The task may or may not be published.
     pub async fn send(&self, task: &Task) -> Result<Pending, PublishError> {
         let permit = self.permit().await;
-        self.send_with(permit, task, None).await
+        self.send_with(permit, task, None, None).await
     }
 
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
@@ -174,6 +219,7 @@ impl Producer {
         &self,
         permit: Option<OwnedSemaphorePermit>,
         task: &Task,
+        again: Option<Origin>,
         only_on: Option<SessionId>,
     ) -> Result<Pending, PublishError> {
         let (bytes, limit) = (task.payload.len(), self.options.max_payload);
@@ -183,8 +229,20 @@ impl Producer {
         let id = task.id.clone().unwrap_or_else(|| Uuid::now_v7().into());
         let partition = self.topology.partition_of(&task.resource);
         let route = &self.routes[partition.number() as usize];
-        let sent = self.publisher.send_task(route, task, &id, only_on).await?;
-        Ok(Pending { sent, receipt: Receipt { id, partition }, _permit: permit })
+        let mut next = self.sequence.lock().await;
+        let origin = match again {
+            Some(origin) => Origin { republished: true, ..origin },
+            None => {
+                let sequence = *next;
+                *next += 1;
+                Origin { producer: Arc::clone(&self.name), sequence, republished: false }
+            }
+        };
+        let sent = self.publisher.send_task(route, task, &id, Some(&origin), only_on).await?;
+        drop(next);
+        let (published_at, executions) = (SystemTime::now(), Arc::clone(&self.executions));
+        let receipt = Receipt { id, partition, origin, published_at, executions };
+        Ok(Pending { sent, receipt, _permit: permit })
     }
 
     /// Publishes a stream of tasks, many in flight, and gives each back with
@@ -281,13 +339,16 @@ impl<S: Stream<Item = Task>> Publishing<'_, S> {
         }
     }
 
-    async fn send(&mut self, permit: Option<OwnedSemaphorePermit>, task: Task, sent: u32) {
+    async fn send(&mut self, permit: Option<OwnedSemaphorePermit>, mut task: Task, sent: u32) {
+        // The same number again, if it had one.
+        let again = if sent > 1 { task.origin.take() } else { None };
         // While something is unanswered, only its own connection will do: over a
         // new one this task would overtake it.
         let only_on = if self.window.is_empty() { None } else { self.session };
-        match self.producer.send_with(permit, &task, only_on).await {
+        match self.producer.send_with(permit, &task, again, only_on).await {
             Ok(pending) => {
                 self.session = Some(pending.sent.session());
+                task.origin = Some(pending.receipt.origin.clone());
                 let confirmed = Box::pin(pending.confirmed());
                 self.window.push_back(InFlight { task, sent, confirmed });
             }

@@ -78,6 +78,7 @@ pub async fn route(
         retry,
         max_crashes: MaxCrashes::OFF,
         drain_timeout: options.drain_timeout,
+        fencing: false,
         ..WorkerOptions::default()
     };
     run(connect, worker, Source::Inbox, forward, shutdown).await

@@ -8,6 +8,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+/// What a worker writes into the journal.
+const RECORDS: &[u8] = br#"{"v":1,"writer":"x","number":2,"worker":"w","records":[{"task":"t-1","resource":"r3","partition":3,"epoch":7,"slot":0,"attempt":1,"at_us":1700000000000000,"took_us":1,"outcome":"executed","result":"ok","producer":"p","sequence":7,"republished":true,"redelivered":true}]}"#;
+
 /// Bytes of any kind, and good ones that were damaged in one place.
 fn bytes(good: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<u8>> {
     let damaged = (select(good), any::<prop::sample::Index>(), 0..3_usize, vec(any::<u8>(), 0..4));
@@ -168,6 +171,36 @@ proptest! {
     }
 
     #[test]
+    fn a_batch_of_records_is_any_bytes(bytes in prop_oneof![
+        bytes(&[RECORDS]),
+        json(&["v", "writer", "number", "worker", "records", "task", "resource", "partition",
+            "attempt", "at_us", "took_us", "outcome"]),
+    ]) {
+        fuzz::journal(&bytes);
+    }
+
+    /// Any numbers in good records.
+    #[test]
+    fn records_say_what_they_like(records in vec(
+        ((0..3_u8, 0..3_u8, any::<Option<u8>>()), any::<[u64; 2]>(), any::<Option<u64>>(),
+            select(&["executed", "failed", "aborted", "dead_lettered", "lost"][..])),
+        0..8,
+    )) {
+        let records = records.into_iter().map(|((task, resource, slot), [at, took], sequence, outcome)| {
+            let number = |n: Option<u64>| n.map_or("null".to_owned(), |n| n.to_string());
+            format!(
+                r#"{{"task":"t{task}","resource":"r{resource}","partition":{resource},"epoch":{},
+                "slot":{},"attempt":1,"at_us":{at},"took_us":{took},"outcome":"{outcome}",
+                "producer":"p","sequence":{},"redelivered":{}}}"#,
+                number(sequence), number(slot.map(u64::from)), number(sequence), at % 2 == 0
+            )
+        });
+        let records: Vec<_> = records.collect();
+        let batch = format!(r#"{{"v":1,"writer":"x","number":0,"worker":"w","records":[{}]}}"#, records.join(","));
+        fuzz::journal(batch.as_bytes());
+    }
+
+    #[test]
     fn a_control_message_is_any_bytes(bytes in bytes(&[
         br#""report""#,
         br#"{"hello":{"worker":"w:1","weight":0.3}}"#,
@@ -185,6 +218,7 @@ proptest! {
 #[test]
 fn the_good_examples_are_good() {
     // Or the damaged ones would be damaged twice.
+    assert!(keylane::protocol::journal::Batch::read(RECORDS).is_ok());
     for good in [MESSAGE, NAMED] {
         let (payload, properties) = lapin::protocol::basic::parse_properties(good).expect("parses");
         assert!(properties.headers().is_some() && !payload.is_empty());

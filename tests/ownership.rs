@@ -377,6 +377,8 @@ async fn a_drained_worker_finishes_what_runs_and_no_more(broker: &Broker) {
     let heir = Worker::start(&connect, heir, record.handler("heir", async |_| Ok(())));
     await_consumers(broker, &connect, ".g1.p", 2).await;
     leaver.shut_down();
+    // It is heard at once, but by other threads than this one.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     // The heir cannot have any before the leaver's are settled.
     gate.open();
     let summary = leaver.ended().await;

@@ -9,13 +9,19 @@ mod output;
 mod bench;
 mod dead;
 mod demo;
+mod history;
 mod init;
 pub(crate) mod lines;
+mod manual;
 mod progress;
 mod publish;
 mod route;
+mod scratch;
 mod signals;
+mod since;
+mod soak;
 mod status;
+mod verify;
 mod work;
 
 use std::io::IsTerminal;
@@ -177,13 +183,21 @@ enum Command {
     Route(route::Route),
     Work(Box<work::Work>),
     Status(status::Status),
+    Task(history::Task),
+    History(history::History),
+    Verify(verify::Verify),
     Dead(dead::Dead),
     Demo(demo::Demo),
     #[command(hide = true)]
     DemoWorker(demo::DemoWorker),
     Bench(bench::Bench),
+    Completions(manual::Completions),
+    Man(manual::Man),
     #[command(hide = true)]
     BenchWorker(bench::BenchWorker),
+    Soak(soak::Soak),
+    #[command(hide = true)]
+    SoakWorker(soak::SoakWorker),
 }
 
 /// Runs the command line; the process ends with this code.
@@ -239,11 +253,18 @@ impl Command {
             Self::Route(route) => route.run(broker).await,
             Self::Work(work) => work.run(broker).await,
             Self::Status(status) => status.run(broker).await,
+            Self::Task(task) => task.run(broker).await,
+            Self::History(history) => history.run(broker).await,
+            Self::Verify(verify) => verify.run(broker).await,
             Self::Dead(dead) => dead.run(broker).await,
             Self::Demo(demo) => demo.run(broker).await,
             Self::DemoWorker(worker) => worker.run(broker).await,
             Self::Bench(bench) => bench.run(broker).await,
+            Self::Completions(completions) => completions.run(),
+            Self::Man(man) => man.run(),
             Self::BenchWorker(worker) => worker.run(broker).await,
+            Self::Soak(soak) => soak.run().await,
+            Self::SoakWorker(worker) => worker.run(broker).await,
         }
     }
 }

@@ -52,6 +52,15 @@ pub(super) struct Work {
     /// executed again after a crash
     #[arg(long, default_value = "25ms", value_parser = parse_duration, value_name = "TIME")]
     ack_delay: Duration,
+    /// Keep no record of what is executed: no verify, task or history, and a task
+    /// whose ack was lost is executed again
+    #[arg(long)]
+    no_journal: bool,
+    /// Hand no fencing token to handlers (KEYLANE_FENCING_TOKEN, the field
+    /// fencing_token, the header keylane-fencing-token): a round trip to the
+    /// broker less for each period of ownership
+    #[arg(long)]
+    no_fencing: bool,
     /// Print what was done as one JSON object, at the end
     #[arg(long)]
     json: bool,
@@ -90,6 +99,8 @@ impl Work {
             max_crashes: MaxCrashes::new(self.max_crashes),
             drain_timeout: self.drain_timeout,
             ack_delay: self.ack_delay,
+            journal: !self.no_journal,
+            fencing: !self.no_fencing,
         };
         let (slots, json) = (self.slots as usize, self.json);
         until_signalled("finishing the tasks that run", async |shutdown| {
@@ -116,10 +127,12 @@ fn print_summary(summary: &WorkerSummary, json: bool) -> anyhow::Result<()> {
     if json {
         out!("{}", serde_json::to_string(summary)?);
     } else {
-        let WorkerSummary { executed, failed, dead_lettered, redelivered, aborted, .. } = summary;
+        let WorkerSummary { executed, failed, dead_lettered, .. } = summary;
+        let WorkerSummary { redelivered, suppressed, aborted, .. } = summary;
         eprintln!(
             "keylane: executed {executed} tasks; {failed} attempts failed, {dead_lettered} tasks \
-             dead-lettered, {redelivered} redelivered, {aborted} aborted"
+             dead-lettered, {redelivered} redelivered ({suppressed} of them executed already), \
+             {aborted} aborted"
         );
     }
     Ok(())

@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use self::group::Group;
 use self::tail::Tail;
-use super::{Attempt, Failure, Handler};
+use super::{Attempt, Failure, Handler, fencing};
+use crate::protocol::fence::FencingToken;
 
 pub(super) mod group;
 mod tail;
@@ -46,6 +47,7 @@ const URL_VARIABLE: &str = "KEYLANE_AMQP_URL";
 /// | `KEYLANE_PARTITION` | number of the partition | |
 /// | `KEYLANE_ATTEMPT` | number of the attempt, from 1 | |
 /// | `KEYLANE_REDELIVERED` | `1` if the task may have been executed before, else `0` | |
+/// | `KEYLANE_FENCING_TOKEN` | the fencing token, a whole number | unset with `--no-fencing` |
 /// | `KEYLANE_KIND` | the kind | unset if none |
 /// | `KEYLANE_CONTENT_TYPE` | MIME type of the payload | unset if none |
 /// | `KEYLANE_TIMEOUT_MS` | time for this attempt | unset if unlimited |
@@ -84,10 +86,10 @@ impl Exec {
         Self { shell: "sh", command: command.into() }
     }
 
-    fn command(&self, attempt: &Attempt) -> Result<Command, Failure> {
+    fn command(&self, attempt: &Attempt, token: Option<FencingToken>) -> Result<Command, Failure> {
         let mut command = shell(self.shell, &self.command);
         command.stderr(Stdio::piped());
-        for (name, value) in environment(attempt) {
+        for (name, value) in environment(attempt, token) {
             match value {
                 Some(value) if value.contains('\0') => {
                     return Err(Failure::dead(format!(
@@ -105,7 +107,8 @@ impl Exec {
 
 impl Handler for Exec {
     async fn handle(&self, attempt: Attempt) -> Result<(), Failure> {
-        let mut command = self.command(&attempt)?;
+        let token = fencing::token(&attempt).await?;
+        let mut command = self.command(&attempt, token)?;
         let (status, reason) = run(&mut command, attempt.task.payload)
             .await
             .map_err(|error| Failure::failed(not_run(self.shell, &self.command, &error)))?;
@@ -139,7 +142,10 @@ pub(super) fn ending(status: ExitStatus) -> String {
     }
 }
 
-fn environment(attempt: &Attempt) -> [(&'static str, Option<String>); 9] {
+fn environment(
+    attempt: &Attempt,
+    token: Option<FencingToken>,
+) -> [(&'static str, Option<String>); 10] {
     let task = &attempt.task;
     let traceparent = task
         .traceparent
@@ -152,6 +158,7 @@ fn environment(attempt: &Attempt) -> [(&'static str, Option<String>); 9] {
         ("KEYLANE_PARTITION", Some(attempt.partition.to_string())),
         ("KEYLANE_ATTEMPT", Some(attempt.number.to_string())),
         ("KEYLANE_REDELIVERED", Some(u8::from(attempt.redelivered).to_string())),
+        ("KEYLANE_FENCING_TOKEN", token.map(|token| token.to_string())),
         ("KEYLANE_KIND", task.kind.clone()),
         ("KEYLANE_CONTENT_TYPE", task.content_type.clone()),
         ("KEYLANE_TIMEOUT_MS", attempt.timeout.map(|time| time.as_millis().to_string())),

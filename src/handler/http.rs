@@ -10,7 +10,8 @@ use reqwest::{Client, Response, StatusCode, Url};
 use rustls::crypto::{CryptoProvider, ring};
 use tokio::time::timeout;
 
-use super::{Attempt, Failure, Handler};
+use super::{Attempt, Failure, Handler, fencing};
+use crate::protocol::fence::FencingToken;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// The verdict is the status; this long we wait for the rest of the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// The header of an answer that is kept as the task's result.
+const RESULT: &str = "keylane-result";
 /// What is shown of an answer: enough to recognise it in a log line.
 const SHOWN_CHARS: usize = 200;
 /// A task that waits holds up its resource. Who asks for more than a day means
@@ -42,6 +45,7 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/
 /// | `keylane-partition` | number of the partition | |
 /// | `keylane-attempt` | number of the attempt, from 1 | |
 /// | `keylane-redelivered` | `1` if the task may have been executed before, else `0` | |
+/// | `keylane-fencing-token` | the fencing token, a whole number | missing with `--no-fencing` |
 /// | `traceparent` | W3C trace context | missing if none |
 ///
 /// *Encoded*: `%` and every byte that is not visible ASCII stands as `%` and two
@@ -49,7 +53,7 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/
 ///
 /// | answer | the task |
 /// |---|---|
-/// | 2xx | is Executed |
+/// | 2xx | is Executed; a header `keylane-result` (visible ASCII, at most 1 KiB) is its [result](Attempt::set_result) |
 /// | 408, 409, 425, 429, 5xx | is to be retried, after `retry-after` (seconds or a date, at most a day) if given: [`Failure::Retry`] |
 /// | other 4xx | can never be executed: [`Failure::Dead`] |
 /// | 3xx | failed: [`Failure::Failed`]. Redirects are not followed: the URL is wrong, not the task |
@@ -127,13 +131,16 @@ impl fmt::Debug for Http {
 
 impl Handler for Http {
     async fn handle(&self, attempt: Attempt) -> Result<(), Failure> {
-        let headers = headers(&attempt);
+        let headers = headers(&attempt, fencing::token(&attempt).await?);
         let request = self.client.post(self.url.clone()).headers(headers);
-        let response = request.body(attempt.task.payload).send().await.map_err(|error| {
+        let payload = attempt.task.payload.clone();
+        let response = request.body(payload).send().await.map_err(|error| {
             Failure::failed(format!("POST {}: {}", shown(&self.url), chain(&error.without_url())))
         })?;
         let status = response.status();
         let after = retry_after(response.headers(), SystemTime::now());
+        let result = response.headers().get(RESULT).and_then(|value| value.to_str().ok());
+        attempt.set_result(result.map(str::to_owned));
         let answer = read(response).await;
         verdict(status, after, &answer)
     }
@@ -154,7 +161,7 @@ fn verdict(status: StatusCode, after: Option<Duration>, answer: &[u8]) -> Result
     }
 }
 
-fn headers(attempt: &Attempt) -> HeaderMap {
+fn headers(attempt: &Attempt, token: Option<FencingToken>) -> HeaderMap {
     let task = &attempt.task;
     let content_type = task.content_type.as_ref();
     let content_type = content_type.and_then(|value| HeaderValue::from_str(value).ok());
@@ -167,6 +174,7 @@ fn headers(attempt: &Attempt) -> HeaderMap {
         ("keylane-partition", Some(attempt.partition.to_string())),
         ("keylane-attempt", Some(attempt.number.to_string())),
         ("keylane-redelivered", Some(u8::from(attempt.redelivered).to_string())),
+        ("keylane-fencing-token", token.map(|token| token.to_string())),
         ("traceparent", task.traceparent.clone()),
     ];
     for (name, value) in facts {

@@ -1,13 +1,17 @@
 //! What a worker calls to do the work.
 
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::fencing::TokenSource;
 use crate::protocol::partition::PartitionId;
+use crate::protocol::result::TaskResult;
 use crate::protocol::task::{Task, TaskId};
 
 #[cfg(feature = "exec")]
 pub mod exec;
+pub(crate) mod fencing;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "exec")]
@@ -51,10 +55,14 @@ pub struct Attempt {
     pub partition: PartitionId,
     /// Time that this attempt has before it is aborted; `None` if unlimited.
     pub timeout: Option<Duration>,
+    pub(crate) result: Arc<Mutex<TaskResult>>,
+    /// See [`Attempt::fencing_token`].
+    pub(crate) fencing: TokenSource,
 }
 
 impl Attempt {
-    /// An attempt made by hand, for tests of a handler.
+    /// An attempt made by hand, for tests of a handler. It has no fencing token
+    /// unless it is [given](Attempt::with_fencing_token) one.
     #[must_use]
     pub fn new(id: TaskId, task: Task) -> Self {
         Self {
@@ -64,7 +72,22 @@ impl Attempt {
             redelivered: false,
             partition: PartitionId::new(0),
             timeout: None,
+            result: Arc::default(),
+            fencing: TokenSource::default(),
         }
+    }
+
+    /// Leaves a few words for whoever published the task and waits for it
+    /// ([`Receipt::executed`](crate::Receipt::executed)). They count if the
+    /// handler then executes the task; the last ones win.
+    pub fn set_result(&self, result: impl Into<TaskResult>) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = result.into();
+    }
+
+    /// What [`Attempt::set_result`] has left.
+    #[must_use]
+    pub fn result(&self) -> TaskResult {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

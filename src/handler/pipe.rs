@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use self::child::Child;
 use self::protocol::Answer;
 use super::exec::{not_run, shell};
-use super::{Attempt, Failure, Handler};
+use super::{Attempt, Failure, Handler, fencing};
 
 mod child;
 mod protocol;
@@ -37,6 +37,7 @@ const SHELL: &str = "sh";
 /// | `partition` | number of the partition | |
 /// | `attempt` | number of the attempt, from 1 | |
 /// | `redelivered` | `true` if the task may have been executed before | |
+/// | `fencing_token` | the fencing token, a whole number below 2⁵³ | `null` with `--no-fencing` |
 /// | `timeout_ms` | time for this attempt | `null` if unlimited |
 /// | `traceparent` | W3C trace context | `null` if none |
 /// | `payload_encoding` | `"json"`, `"text"` or `"base64"` | |
@@ -52,12 +53,12 @@ const SHELL: &str = "sh";
 ///
 /// | answer | the task |
 /// |---|---|
-/// | `{"status":"executed"}` | is Executed |
+/// | `{"status":"executed","result":"…"}` | is Executed; the text is its [result](Attempt::set_result) |
 /// | `{"status":"retry","after_ms":500,"reason":"…"}` | is to be retried: [`Failure::Retry`] |
 /// | `{"status":"failed","reason":"…"}` | failed: [`Failure::Failed`] |
 /// | `{"status":"dead","reason":"…"}` | can never be executed: [`Failure::Dead`] |
 ///
-/// `reason` and `after_ms` may be missing. An answer may repeat the task's
+/// `result`, `reason` and `after_ms` may be missing. An answer may repeat the task's
 /// `id`, and should: then it can never be taken for the answer to another task.
 /// Unknown fields are ignored.
 ///
@@ -120,7 +121,8 @@ impl Handler for Pipe {
         let Ok(_slot) = self.slots.acquire().await else {
             unreachable!("the semaphore is never closed")
         };
-        let request = protocol::request(&attempt)
+        let token = fencing::token(&attempt).await?;
+        let request = protocol::request(&attempt, token)
             .map_err(|error| Failure::dead(format!("no line of JSON can hold it: {error}")))?;
         let mut child = self.checkout()?;
         let verdict = match child.exchange(&request).await {
@@ -130,7 +132,7 @@ impl Handler for Pipe {
         match verdict {
             Ok(result) => {
                 self.check_in(child);
-                result
+                result.map(|result| attempt.set_result(result))
             }
             Err(breach) => Err(Failure::failed(format!("`{}` {breach}", self.command.display()))),
         }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+pub(super) use self::event::TimeOfDay;
 pub use self::event::{Ending, Event, Execution, Outcome, Process};
 pub use self::report::{Report, Violation};
 use super::ownership::WorkerId;

@@ -90,6 +90,11 @@ pub enum Input {
         /// What is wrong with it.
         reason: String,
     },
+    /// The broker delivered a task that was executed, but not acked.
+    Executed {
+        /// Its delivery.
+        tag: DeliveryTag,
+    },
     /// The worker could run one more task.
     SlotFree,
     /// A running attempt ended.
@@ -274,6 +279,12 @@ impl Lanes {
             }
             Input::Unusable { tag, resource, reason } => {
                 self.deliver(tag, resource, Some(reason), outputs)?;
+            }
+            Input::Executed { tag } => {
+                if !self.settlement.deliver(tag) {
+                    return Err(IllegalInput::TagOutOfOrder(tag));
+                }
+                self.settlement.settle(tag);
             }
             Input::SlotFree => self.start(outputs),
             Input::Finished { tag, outcome } => self.finish(now, tag, outcome, outputs)?,

@@ -2,11 +2,14 @@
 //! environment. Everything a proof needs, and nothing else.
 
 pub mod crashes;
+pub mod fence;
 pub mod history;
+pub mod journal;
 pub mod lanes;
 pub mod names;
 pub mod ownership;
 pub mod partition;
+pub mod result;
 pub mod retry;
 pub mod settlement;
 pub mod task;

@@ -59,10 +59,28 @@ impl Namespace {
         format!("{partition}.claims")
     }
 
+    /// The counter of a partition's epochs, by the partition's queue.
+    #[must_use]
+    pub fn epoch(partition: &str) -> String {
+        format!("{partition}.epoch")
+    }
+
+    /// Exclusive queue that an `init` holds, so that there is one at a time.
+    #[must_use]
+    pub fn init(&self) -> String {
+        format!("{self}.init")
+    }
+
     /// Stream of the layouts.
     #[must_use]
     pub fn topology(&self) -> String {
         format!("{self}.topology")
+    }
+
+    /// Stream of the records of what was executed.
+    #[must_use]
+    pub fn journal(&self) -> String {
+        format!("{self}.journal")
     }
 
     /// Queue of the dead letters.
@@ -124,6 +142,7 @@ mod tests {
         assert_eq!(ns.exchange(&topology), "keylane.g1");
         assert_eq!(ns.partition(&topology, p), "keylane.g1.p7");
         assert_eq!(Namespace::claims("keylane.g1.p7"), "keylane.g1.p7.claims");
+        assert_eq!(Namespace::epoch("keylane.g1.p7"), "keylane.g1.p7.epoch");
         assert_eq!(ns.routing_key(p), "7");
         assert_eq!(ns.dead(), "keylane.dead");
     }

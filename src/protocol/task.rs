@@ -12,6 +12,8 @@
 //! | `content_type` | of the payload | optional |
 //! | `timestamp` | when it was published, seconds since 1970 | optional |
 //! | header `traceparent` | W3C trace context | optional |
+//! | headers `producer`, `sequence` | who published it, as which of its tasks | optional, see [`Origin`] |
+//! | header `republished` | true if an earlier copy may be there as well | optional |
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +26,12 @@ use serde::{Deserialize, Serialize};
 pub const RESOURCE_HEADER: &str = "resource";
 /// Name of the header that carries the W3C trace context.
 pub const TRACEPARENT_HEADER: &str = "traceparent";
+/// Name of the header that says who published a task.
+pub const PRODUCER_HEADER: &str = "producer";
+/// Name of the header that says as which of its producer's tasks it was published.
+pub const SEQUENCE_HEADER: &str = "sequence";
+/// Name of the header of a task that was published more than once.
+pub const REPUBLISHED_HEADER: &str = "republished";
 
 /// What must not be processed concurrently: an account, a file, a device.
 ///
@@ -75,6 +83,13 @@ impl fmt::Debug for Resource {
 impl TryFrom<String> for Resource {
     type Error = ResourceError;
     fn try_from(key: String) -> Result<Self, ResourceError> {
+        Self::new(key)
+    }
+}
+
+impl std::str::FromStr for Resource {
+    type Err = ResourceError;
+    fn from_str(key: &str) -> Result<Self, ResourceError> {
         Self::new(key)
     }
 }
@@ -169,6 +184,13 @@ impl TryFrom<String> for TaskId {
     }
 }
 
+impl std::str::FromStr for TaskId {
+    type Err = TaskIdError;
+    fn from_str(id: &str) -> Result<Self, TaskIdError> {
+        Self::new(id)
+    }
+}
+
 impl From<TaskId> for String {
     fn from(id: TaskId) -> Self {
         id.0.as_ref().to_owned()
@@ -181,6 +203,27 @@ impl From<TaskId> for String {
 pub struct TaskIdError {
     /// Length of the id.
     pub bytes: usize,
+}
+
+/// Where a task comes from, so that its order and its copies can be told.
+///
+/// A [`Producer`](crate::Producer) numbers its tasks in the order in which it
+/// sends them, over all resources. What was published outside of Rust has none,
+/// unless its publisher numbers it in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Names the producer, one run of it. At most [`Origin::MAX_BYTES`] bytes.
+    pub producer: Arc<str>,
+    /// Position among its tasks: those of one resource rise.
+    pub sequence: u64,
+    /// It was sent, or forwarded, more than once: there may be another copy.
+    pub republished: bool,
+}
+
+impl Origin {
+    /// Longest name of a producer, in bytes: it is repeated in every message and
+    /// every record.
+    pub const MAX_BYTES: usize = 64;
 }
 
 /// One unit of work.
@@ -201,6 +244,8 @@ pub struct Task {
     pub traceparent: Option<String>,
     /// When it was published; `None` until the producer sends it. Whole seconds.
     pub published_at: Option<SystemTime>,
+    /// Who published it, as which of its tasks; `None` until the producer sends it.
+    pub origin: Option<Origin>,
 }
 
 impl Task {
@@ -226,6 +271,7 @@ impl Task {
             payload: payload.into(),
             traceparent: None,
             published_at: None,
+            origin: None,
         }
     }
 
@@ -267,6 +313,12 @@ pub struct Envelope<'a> {
     pub resource: Option<Header<'a>>,
     /// header `traceparent`
     pub traceparent: Option<Header<'a>>,
+    /// header `producer`
+    pub producer: Option<Header<'a>>,
+    /// header `sequence`, if it is a whole number
+    pub sequence: Option<i64>,
+    /// header `republished`, if it is true
+    pub republished: bool,
 }
 
 /// A header's value as it came over the wire.
@@ -303,7 +355,8 @@ impl Envelope<'_> {
     /// Reads a task out of the properties and the body.
     ///
     /// A missing id stays `None`; a `traceparent` that is not a string is
-    /// ignored, since a broken trace must not stop work.
+    /// ignored, since a broken trace must not stop work, and so is an origin
+    /// that is not whole.
     ///
     /// # Errors
     /// [`EnvelopeError`] when the message has no usable resource or id.
@@ -319,9 +372,22 @@ impl Envelope<'_> {
             Some(Header::Bytes(bytes)) => std::str::from_utf8(bytes).ok().map(str::to_owned),
             Some(Header::Other(_)) | None => None,
         };
+        let producer = match self.producer {
+            Some(Header::Bytes(bytes)) if (1..=Origin::MAX_BYTES).contains(&bytes.len()) => {
+                std::str::from_utf8(bytes).ok()
+            }
+            Some(_) | None => None,
+        };
+        let sequence = self.sequence.and_then(|sequence| u64::try_from(sequence).ok());
+        let origin = producer.zip(sequence).map(|(producer, sequence)| Origin {
+            producer: producer.into(),
+            sequence,
+            republished: self.republished,
+        });
         Ok(Task {
             id: self.message_id.map(TaskId::new).transpose()?,
             resource,
+            origin,
             kind: self.kind.map(str::to_owned),
             content_type: self.content_type.map(str::to_owned),
             payload,
@@ -383,6 +449,25 @@ mod tests {
         assert_eq!(task.kind.as_deref(), Some("transfer"));
         assert_eq!(task.traceparent, None, "a broken trace does not stop work");
         assert_eq!(task.payload.as_ref(), b"{}");
+    }
+
+    #[test]
+    fn an_origin_is_whole_or_not_there() {
+        let read = |producer: &'static [u8], sequence| {
+            let envelope = Envelope {
+                producer: Some(Header::Bytes(producer)),
+                sequence,
+                ..envelope(Header::Bytes(b"r"))
+            };
+            envelope.into_task(Bytes::new()).expect("a task").origin
+        };
+        let whole = Origin { producer: "p".into(), sequence: 7, republished: false };
+        assert_eq!(read(b"p", Some(7)), Some(whole));
+        assert_eq!(
+            [read(b"p", None), read(b"p", Some(-1)), read(b"", Some(7))],
+            [const { None }; 3]
+        );
+        assert_eq!([read(&[b'p'; 65], Some(7)), read(b"\xff", Some(7))], [const { None }; 2]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Whatever is started here ends with its owner, however the owner ends: see
 //! [`RunningBroker`].
 
+pub mod cluster;
 mod command;
 pub mod docker;
 pub mod image;

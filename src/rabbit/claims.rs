@@ -6,6 +6,7 @@
 //! when a partition first has a suspect.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, LongString};
@@ -47,6 +48,11 @@ struct Store {
 impl ClaimRegister {
     /// Reads what earlier owners left.
     pub(crate) async fn open(connection: &Connection, queue: String) -> Result<Self, Error> {
+        let doing = format!("open {queue}");
+        in_time(doing, Self::open_unbounded(connection, queue)).await
+    }
+
+    async fn open_unbounded(connection: &Connection, queue: String) -> Result<Self, Error> {
         let channel = confirm_channel(connection).await?;
         let arguments = arguments([
             ("x-queue-type", AMQPValue::LongString(LongString::from("quorum"))),
@@ -102,6 +108,10 @@ impl ClaimRegister {
     }
 
     async fn stored(&self, version: u64) -> Result<(), Error> {
+        in_time("store a claim".to_owned(), self.store_unbounded(version)).await
+    }
+
+    async fn store_unbounded(&self, version: u64) -> Result<(), Error> {
         let mut store = self.store.lock().await;
         if store.version >= version {
             return Ok(());
@@ -119,6 +129,19 @@ impl ClaimRegister {
         store.version = version;
         Ok(())
     }
+}
+
+/// It takes milliseconds. Evidence is worth less than work that stands still behind a
+/// queue that has no leader.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+async fn in_time<T>(
+    doing: String,
+    claiming: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(TIMEOUT, claiming).await.unwrap_or_else(|_| {
+        Err(Error::Broker { doing, source: format!("no answer within {TIMEOUT:?}").into() })
+    })
 }
 
 fn record(bytes: &[u8]) -> serde_json::Result<Claims> {

@@ -19,6 +19,7 @@ use lapin::{BasicProperties, Channel, Connection, Consumer};
 
 use super::connection::{arguments, close};
 use super::envelope;
+use super::epoch::{self, Minted};
 use super::error::{Doing, Error, reply};
 use crate::protocol::ownership::{Priority, WorkerId};
 use crate::protocol::settlement::{Ack, DeliveryTag};
@@ -31,6 +32,8 @@ pub(crate) struct Delivery {
     pub(crate) tag: DeliveryTag,
     /// How often a channel that held it was lost, other than by a hand-over.
     pub(crate) losses: u32,
+    /// Whether an owner was lost that held it.
+    pub(crate) orphaned: bool,
     /// Whether any channel held it before: it may have been executed.
     pub(crate) redelivered: bool,
     /// The properties as they came, for the dead letters.
@@ -44,6 +47,7 @@ impl Delivery {
         Self {
             tag: DeliveryTag(delivery.delivery_tag),
             losses: envelope::losses(&delivery.properties),
+            orphaned: envelope::orphaned(&delivery.properties),
             redelivered: envelope::redelivered(&delivery.properties),
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
@@ -64,6 +68,8 @@ pub(crate) struct QueueChannel {
     queue: String,
     worker: WorkerId,
     prefetch: NonZeroU16,
+    /// A mint has begun and not ended: the counter may be unsettled here.
+    minting: bool,
 }
 
 /// It takes milliseconds; a broker that is so slow has other troubles.
@@ -103,6 +109,7 @@ impl QueueChannel {
                 queue: queue.to_owned(),
                 worker: worker.clone(),
                 prefetch,
+                minting: false,
             })),
             Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => Ok(None),
             Err(error) => Err(Error::from_lapin(format!("consume {queue}"), error)),
@@ -114,6 +121,16 @@ impl QueueChannel {
     /// # Cancel safety
     /// No delivery is lost.
     pub(crate) async fn next(&mut self) -> Result<Delivery, Error> {
+        if self.minting {
+            return Err(Error::Broker {
+                doing: format!("consume {}", self.queue),
+                source: "the minting of an epoch was cut short".into(),
+            });
+        }
+        self.read().await
+    }
+
+    async fn read(&mut self) -> Result<Delivery, Error> {
         let next = match &mut self.consumer {
             Some(consumer) => consumer.next().await,
             None => None,
@@ -135,6 +152,24 @@ impl QueueChannel {
     pub(crate) async fn ack(&self, ack: Ack) -> Result<(), Error> {
         let options = BasicAckOptions { multiple: ack.multiple };
         self.channel.basic_ack(ack.tag.0, options).await.doing(format!("ack on {}", self.queue))
+    }
+
+    /// Takes and gives back the counter of epochs in the queue `counter`. While
+    /// this channel holds a delivery, what is minted is below what any later
+    /// owner mints. A counter that is missing costs the channel.
+    ///
+    /// No ack can be sent in between, which might settle the counter: this has
+    /// the channel to itself. And no ack ever covers it: all deliveries that were
+    /// read before it have lower tags, and none is read before it is given back.
+    ///
+    /// # Cancel safety
+    /// Dropped half-way it leaves the counter on this channel, which from then on
+    /// delivers nothing, and gives it back when it is handed back or closed.
+    pub(crate) async fn mint(&mut self, counter: &str) -> Result<Minted, Error> {
+        self.minting = true;
+        let minted = epoch::mint(&self.channel, counter).await?;
+        self.minting = false;
+        Ok(minted)
     }
 
     /// Gives the queue up as [`close`](Self::close) does, also while a consumer
@@ -182,7 +217,7 @@ impl QueueChannel {
         // A question that changes nothing; its answer comes after the deliveries.
         let answer = self.channel.basic_qos(self.prefetch.get(), BasicQosOptions::default());
         answer.await.doing(format!("wait for {}", self.queue))?;
-        Ok(poll_once(self.next()).await.transpose()?.is_some())
+        Ok(poll_once(self.read()).await.transpose()?.is_some())
     }
 
     /// Gives everything back to a deputy. What has not arrived yet would not be
@@ -199,7 +234,7 @@ impl QueueChannel {
             tokio::select! {
                 delivery = deputy.next() => return delivery.map(|_| Some(deputy)),
                 // It was on its way when the deputy came.
-                delivery = self.next() => delivery.map(drop)?,
+                delivery = self.read() => delivery.map(drop)?,
             }
         }
     }

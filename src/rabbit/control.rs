@@ -13,12 +13,15 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::{Doing, Error};
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
+use crate::protocol::partition::PartitionId;
+use crate::protocol::task::{Resource, TaskId};
 
 /// What is said to all workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,44 @@ pub(crate) enum Said {
     },
     /// How are you? Answers go to the queue in `reply_to`.
     Report,
+    /// Who executes this task? Whoever does answers to the queue in `reply_to`.
+    Find {
+        /// The task.
+        task: TaskId,
+    },
+}
+
+/// Somebody executes a task now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Found {
+    /// Who.
+    pub worker: WorkerId,
+    /// What.
+    #[serde(flatten)]
+    pub running: RunningTask,
+}
+
+impl Found {
+    /// This worker executes it.
+    pub(crate) fn new(worker: WorkerId, running: RunningTask) -> Self {
+        Self { worker, running }
+    }
+}
+
+/// A task that is being executed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningTask {
+    /// The task.
+    pub task: TaskId,
+    /// What it touches.
+    pub resource: Resource,
+    /// Where the resource belongs to.
+    pub partition: PartitionId,
+    /// Which try of this owner, from 1.
+    pub attempt: u32,
+    /// Since when, microseconds since 1970.
+    pub since_us: u64,
 }
 
 /// How a worker is.
@@ -152,32 +193,32 @@ impl Control {
     }
 
     /// Answers one who asked.
-    pub(crate) async fn answer(&self, to: &str, report: &WorkerReport) -> Result<(), Error> {
-        self.publish("", to, report).await
+    pub(crate) async fn answer(&self, to: &str, answer: &impl Serialize) -> Result<(), Error> {
+        self.publish("", to, answer).await
     }
 
-    /// Gathers reports until none has come for a while: `patience` for the
+    /// Gathers answers until none has come for a while: `patience` for the
     /// first one, `quiet` after each. How many there will be nobody knows, since
     /// the broker does not count consumers that stand by.
     ///
     /// # Errors
     /// When the channel is lost, which is how a missing permission to ask shows.
-    pub(crate) async fn reports(
+    pub(crate) async fn answers<T: DeserializeOwned>(
         &mut self,
         patience: Duration,
         quiet: Duration,
-    ) -> Result<Vec<WorkerReport>, Error> {
-        let mut reports = Vec::new();
+    ) -> Result<Vec<T>, Error> {
+        let mut answers = Vec::new();
         let mut wait = patience;
         while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.consumer.next()).await {
             let delivery = delivery.map_err(|error| self.refused(error))?;
             match serde_json::from_slice(&delivery.data) {
-                Ok(report) => reports.push(report),
-                Err(error) => tracing::debug!(%error, "a report was not understood"),
+                Ok(answer) => answers.push(answer),
+                Err(error) => tracing::debug!(%error, "an answer was not understood"),
             }
             wait = quiet;
         }
-        Ok(reports)
+        Ok(answers)
     }
 
     /// Nothing says so at once when the broker refuses what was said.

@@ -266,7 +266,11 @@ impl DeadLetters {
         let task = letter.task()?;
         let id = task.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().into());
         let route = &self.routes[self.topology.partition_of(&task.resource).number() as usize];
-        self.publisher.send_task(route, &task, &id, None).await?.confirmed().await?;
+        self.publisher
+            .send_task(route, &task, &id, task.origin.as_ref(), None)
+            .await?
+            .confirmed()
+            .await?;
         Ok(self.discard(letter).await?)
     }
 

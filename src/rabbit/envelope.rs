@@ -6,24 +6,39 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
-use crate::protocol::task::{Envelope, Header, RESOURCE_HEADER, TRACEPARENT_HEADER, Task, TaskId};
+use crate::protocol::task::{
+    Envelope, Header, Origin, PRODUCER_HEADER, REPUBLISHED_HEADER, RESOURCE_HEADER,
+    SEQUENCE_HEADER, TRACEPARENT_HEADER, Task, TaskId,
+};
 
 /// AMQP's number for a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
 /// How often a channel that held it went, by the broker's count.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 /// How often it was handed out and came back, since RabbitMQ 4.3.
-const ACQUIRED_COUNT: &str = "x-acquired-count";
+pub(super) const ACQUIRED_COUNT: &str = "x-acquired-count";
 
-/// The properties of a task's message. `None` if the kind or the content type
+/// The properties of a task's message, from this origin. `None` if the kind or the content type
 /// is longer than AMQP's 255 bytes.
-pub(crate) fn properties(task: &Task, id: &TaskId) -> Option<BasicProperties> {
+pub(crate) fn properties(
+    task: &Task,
+    id: &TaskId,
+    origin: Option<&Origin>,
+) -> Option<BasicProperties> {
     let mut headers = FieldTable::default();
     let text = |value: &str| AMQPValue::LongString(LongString::from(value));
     headers.insert(RESOURCE_HEADER.into(), text(task.resource.as_str()));
     if let Some(traceparent) = &task.traceparent {
         headers.insert(TRACEPARENT_HEADER.into(), text(traceparent));
+    }
+    if let Some(origin) = origin {
+        let sequence = i64::try_from(origin.sequence).unwrap_or(i64::MAX);
+        headers.insert(PRODUCER_HEADER.into(), text(&origin.producer));
+        headers.insert(SEQUENCE_HEADER.into(), AMQPValue::LongLongInt(sequence));
+        if origin.republished {
+            headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
+        }
     }
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
@@ -42,8 +57,8 @@ pub(crate) fn properties(task: &Task, id: &TaskId) -> Option<BasicProperties> {
 
 /// The properties of a message from the inbox, as a task's: durable, with an id
 /// and a time. Left out is what would make the broker expire it, refuse it, or
-/// copy it to other queues.
-pub(crate) fn forwarded(properties: &BasicProperties) -> BasicProperties {
+/// copy it to other queues. `again` says that it may have been forwarded before.
+pub(crate) fn forwarded(properties: &BasicProperties, again: bool) -> BasicProperties {
     let mut headers = FieldTable::default();
     if let Some(original) = properties.headers() {
         for (key, value) in original.inner() {
@@ -51,6 +66,9 @@ pub(crate) fn forwarded(properties: &BasicProperties) -> BasicProperties {
                 headers.insert(key.clone(), value.clone());
             }
         }
+    }
+    if again {
+        headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
     }
     let id = properties.message_id().clone();
     let id = id.unwrap_or_else(|| Uuid::now_v7().hyphenated().to_string().into());
@@ -96,12 +114,17 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
         timestamp: *properties.timestamp(),
         resource: header(properties, RESOURCE_HEADER).map(untrusted),
         traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
+        producer: header(properties, PRODUCER_HEADER).map(untrusted),
+        sequence: number(properties, SEQUENCE_HEADER),
+        republished: header(properties, REPUBLISHED_HEADER) == Some(&AMQPValue::Boolean(true)),
     }
 }
 
-/// Whether a channel that held this message was closed or lost.
+/// Whether any consumer held this message before. One whose *node* was lost raises
+/// the second count only.
 pub(crate) fn redelivered(properties: &BasicProperties) -> bool {
-    number(properties, DELIVERY_COUNT).is_some_and(|count| count > 0)
+    let raised = |name| number(properties, name).is_some_and(|count| count > 0);
+    raised(DELIVERY_COUNT) || raised(ACQUIRED_COUNT)
 }
 
 /// How often a channel that held this message was lost, or closed without
@@ -116,6 +139,14 @@ pub(crate) fn losses(properties: &BasicProperties) -> u32 {
     let acquisitions = number(properties, ACQUIRED_COUNT).unwrap_or(failures).max(0);
     let losses = failures.saturating_mul(2).saturating_sub(acquisitions);
     u32::try_from(losses.max(0)).unwrap_or(u32::MAX)
+}
+
+/// Whether an owner may have executed it and was lost before its ack, with its
+/// channel or with a whole node: anything but hand-overs that went well.
+pub(crate) fn orphaned(properties: &BasicProperties) -> bool {
+    let failures = number(properties, DELIVERY_COUNT).unwrap_or(0);
+    let acquisitions = number(properties, ACQUIRED_COUNT).unwrap_or(failures);
+    failures.saturating_mul(2) != acquisitions
 }
 
 /// A header as text, if it is UTF-8 text.
@@ -204,7 +235,7 @@ pub(crate) mod fuzz {
             read(properties).into_task(payload.clone())
         };
         assert!(losses(original) == 0 || redelivered(original));
-        let sent_on = task(&forwarded(original));
+        let sent_on = task(&forwarded(original, false));
         match task(original) {
             Err(error) => assert_eq!(sent_on, Err(error), "the router changes nothing"),
             Ok(task_read) => {
@@ -212,7 +243,8 @@ pub(crate) mod fuzz {
                     Some(id) => id.clone(),
                     None => TaskId::of_content(&task_read),
                 };
-                let published = properties(&task_read, &id).map(|again| task(&again));
+                let published = properties(&task_read, &id, task_read.origin.as_ref())
+                    .map(|again| task(&again));
                 let expected = Task { id: Some(id), published_at: None, ..task_read.clone() };
                 let timeless = |task| Task { published_at: None, ..task };
                 assert_eq!(published.map(|task| task.map(timeless)), Some(Ok(expected.clone())));
@@ -238,6 +270,8 @@ mod tests {
                 }
             }
             let properties = BasicProperties::default().with_headers(headers);
+            assert!(orphaned(&properties) || losses(&properties) == 0);
+            assert!(redelivered(&properties) || !orphaned(&properties));
             (losses(&properties), redelivered(&properties))
         };
         assert_eq!(counted(None, None), (0, false));
@@ -245,7 +279,7 @@ mod tests {
         assert_eq!(counted(Some(1), Some(1)), (1, true), "a channel was lost");
         assert_eq!(counted(Some(1), Some(2)), (0, true), "a hand-over");
         assert_eq!(counted(Some(4), Some(6)), (2, true), "two of each");
-        assert_eq!(counted(None, Some(1)), (0, false), "given back, and nothing else");
+        assert_eq!(counted(None, Some(1)), (0, true), "given back, or its node was lost");
         assert_eq!(counted(Some(i64::MAX), Some(i64::MIN)), (u32::MAX, true));
     }
 }

@@ -95,6 +95,14 @@ pub enum Error {
         /// The namespace.
         namespace: String,
     },
+    /// The namespace has no journal: it was set up by an older keylane.
+    #[error(
+        "namespace {namespace:?} has no journal on this broker: run `keylane init --namespace {namespace}` again, or work without one (`--no-journal`)"
+    )]
+    JournalMissing {
+        /// The namespace.
+        namespace: String,
+    },
     /// The stored topology is another one than wanted.
     #[error(
         "namespace {namespace:?} has another topology: stored is {stored}, wanted is {wanted}; use the stored one, or another namespace"
@@ -169,6 +177,7 @@ impl Error {
             | Self::BrokerTooOld { .. }
             | Self::NotPermitted { .. }
             | Self::TopologyMissing { .. }
+            | Self::JournalMissing { .. }
             | Self::TopologyDiffers { .. }
             | Self::TopologyUnreadable { .. }
             | Self::Conflict { .. }

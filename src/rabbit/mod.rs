@@ -6,7 +6,9 @@ pub(crate) mod consumer;
 pub(crate) mod control;
 pub(crate) mod dead_letters;
 pub(crate) mod envelope;
+pub(crate) mod epoch;
 pub(crate) mod error;
+pub(crate) mod journal;
 #[cfg(feature = "cli")]
 pub(crate) mod naive;
 pub(crate) mod publisher;

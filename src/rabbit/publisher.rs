@@ -28,7 +28,7 @@ use super::topology;
 use crate::backoff::Backoff;
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
-use crate::protocol::task::{Task, TaskId};
+use crate::protocol::task::{Origin, Task, TaskId};
 
 /// A publish was not confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -305,7 +305,7 @@ impl Publisher {
         }
     }
 
-    /// Sends a task, by that id.
+    /// Sends a task, by that id and from that origin.
     ///
     /// # Cancel safety
     /// The task may or may not be sent.
@@ -314,11 +314,13 @@ impl Publisher {
         route: &Route,
         task: &Task,
         id: &TaskId,
+        origin: Option<&Origin>,
         only_on: Option<SessionId>,
     ) -> Result<Sent, PublishError> {
-        let properties = envelope::properties(task, id).ok_or_else(|| PublishError::Invalid {
-            reason: format!("task {id}: its kind or content type has more than 255 bytes"),
-        })?;
+        let properties =
+            envelope::properties(task, id, origin).ok_or_else(|| PublishError::Invalid {
+                reason: format!("task {id}: its kind or content type has more than 255 bytes"),
+            })?;
         self.send(route, properties, task.payload.clone(), only_on).await
     }
 
@@ -331,7 +333,7 @@ impl Publisher {
         route: &Route,
         delivery: &Delivery,
     ) -> Result<Sent, PublishError> {
-        let properties = envelope::forwarded(&delivery.properties);
+        let properties = envelope::forwarded(&delivery.properties, delivery.redelivered);
         self.send(route, properties, delivery.payload.clone(), None).await
     }
 

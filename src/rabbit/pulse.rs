@@ -5,8 +5,8 @@
 //! same time. A worker has to be earlier. So it asks for an answer again and
 //! again: when one comes, the broker has heard of us since the question was
 //! *sent*, and will wait for two heartbeats from then. Our handlers are stopped
-//! after one, which leaves as long to stop them. It is a lease, in the sense of Gray and Cheriton
-//! ("Leases", 1989), with the heartbeat as its term.
+//! after one, which leaves as long to stop them. It is a lease on the connection,
+//! in the sense of Gray and Cheriton ("Leases", 1989), of one heartbeat.
 
 use std::time::Duration;
 
@@ -33,8 +33,12 @@ async fn watch(
     connection: &Connection,
     heartbeat: Duration,
 ) -> Result<std::convert::Infallible, Error> {
-    let channel = connection.create_channel().await.doing("open a channel")?;
     let mut answered = Instant::now();
+    let channel = connection.create_channel();
+    let Ok(channel) = timeout_at(answered + heartbeat, channel).await else {
+        return Err(Error::Silent { seconds: heartbeat.as_secs() });
+    };
+    let channel = channel.doing("open a channel")?;
     loop {
         sleep(heartbeat / 5).await;
         let asked = Instant::now();

@@ -24,9 +24,10 @@ pub(crate) async fn purge(connect: &Connect, topology: &Topology) -> Result<(), 
     for partition in topology.partitions() {
         let queue = namespace.partition(topology, partition);
         queues.push(Namespace::claims(&queue));
+        queues.push(Namespace::epoch(&queue));
         queues.push(queue);
     }
-    queues.extend([namespace.inbox(), namespace.dead()]);
+    queues.extend([namespace.inbox(), namespace.dead(), namespace.journal()]);
     for queue in queues {
         let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
         deleted.await.doing(format!("delete {queue}"))?;

@@ -97,11 +97,11 @@ pub async fn status(connect: &Connect) -> Result<Status, Error> {
             consumed: consumers > 0,
         });
     }
-    let mut workers = Vec::new();
+    let mut workers: Vec<WorkerReport> = Vec::new();
     if partitions.iter().any(|p| p.consumed) {
         let mut control = Control::open(&connection, namespace, false).await?;
         control.say(&Said::Report).await?;
-        workers = control.reports(PATIENCE, QUIET).await?;
+        workers = control.answers(PATIENCE, QUIET).await?;
         workers.sort_by(|a, b| a.worker.cmp(&b.worker));
     }
     assign(&mut partitions, &workers);

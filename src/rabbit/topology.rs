@@ -16,8 +16,11 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::connection::{Connect, arguments, close, close_connection, confirm_channel};
+use super::consumer::counts;
+use super::epoch::{self, Others};
 use super::error::{Doing, Error, reply};
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::{PartitionId, Topology};
@@ -29,7 +32,11 @@ const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 3600 * 1000;
 
 /// Declares the layout of the namespace, or finds that it is declared so. A
 /// [`PartitionCount`](crate::PartitionCount) alone leaves the rest at its
-/// defaults.
+/// defaults. Whatever is missing is made: the counters of epochs, too, in a
+/// namespace of an earlier version.
+///
+/// Waits for another one that is under way, up to a minute, and for 30 s where a
+/// counter is missing that a worker might have.
 ///
 /// # Errors
 /// [`Error::TopologyDiffers`] when another one is stored; nothing is changed
@@ -39,9 +46,26 @@ const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 3600 * 1000;
 /// # Cancel safety
 /// What was declared stays; calling it again completes it.
 pub async fn init(connect: &Connect, wanted: impl Into<Topology>) -> Result<Topology, Error> {
+    init_with(connect, wanted, None).await
+}
+
+/// [`init`], with limits for the journal. `None` takes those that are in force, or
+/// the default ones.
+///
+/// # Errors
+/// Those of [`init`]; [`Error::Conflict`] when the journal has other limits:
+/// its own are changed by a policy of the broker, or by deleting it.
+///
+/// # Cancel safety
+/// As [`init`].
+pub async fn init_with(
+    connect: &Connect,
+    wanted: impl Into<Topology>,
+    retention: Option<Retention>,
+) -> Result<Topology, Error> {
     let connection = connect.open("init").await?;
     connect.check_version().await?;
-    let result = declare(&connection, connect.namespace(), wanted.into()).await;
+    let result = declare(&connection, connect.namespace(), wanted.into(), retention).await;
     close_connection(connection).await;
     result
 }
@@ -66,13 +90,19 @@ async fn declare(
     connection: &Connection,
     namespace: &Namespace,
     wanted: Topology,
+    retention: Option<Retention>,
 ) -> Result<Topology, Error> {
-    match read(connection, namespace).await {
-        Ok(stored) => check(namespace, stored, wanted)?,
-        Err(Error::TopologyMissing { .. }) => {}
+    // Until the record is stored: with it, workers begin to use the counters.
+    epoch::lock(connection, namespace).await?;
+    let others = match read(connection, namespace).await {
+        Ok(stored) => {
+            check(namespace, stored, wanted)?;
+            Others::of(connection, namespace, &stored).await?
+        }
+        Err(Error::TopologyMissing { .. }) => Others::None,
         Err(error) => return Err(error),
-    }
-    declare_queues(connection, namespace, &wanted).await?;
+    };
+    declare_queues(connection, namespace, &wanted, retention, &others).await?;
     // The record comes last: whoever reads it finds everything that it promises.
     append(connection, namespace, &wanted).await?;
     let stored = read(connection, namespace).await?;
@@ -91,6 +121,8 @@ async fn declare_queues(
     connection: &Connection,
     namespace: &Namespace,
     topology: &Topology,
+    retention: Option<Retention>,
+    others: &Others,
 ) -> Result<(), Error> {
     let channel = connection.create_channel().await.doing("open a channel")?;
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -117,14 +149,18 @@ async fn declare_queues(
     queue(&channel, &namespace.dead(), quorum(false)).await?;
     queue(&channel, &namespace.inbox(), quorum(true)).await?;
     close(&channel).await;
+    declare_journal(connection, namespace, retention).await?;
     let mut declaring = JoinSet::new();
     for chunk in (0..topology.partitions.get()).collect::<Vec<_>>().chunks(CHUNK) {
-        let channel = connection.create_channel().await.doing("open a channel")?;
-        let (namespace, topology, chunk) = (namespace.clone(), *topology, chunk.to_vec());
+        let channel = confirm_channel(connection).await?;
+        let (namespace, topology) = (namespace.clone(), *topology);
+        let chunk: Vec<_> = chunk.iter().map(|n| (*n, others.may_have(*n))).collect();
         declaring.spawn(async move {
-            for number in chunk {
-                declare_partition(&channel, &namespace, &topology, PartitionId::new(number))
-                    .await?;
+            for (number, held) in chunk {
+                let partition = PartitionId::new(number);
+                declare_partition(&channel, &namespace, &topology, partition).await?;
+                let counter = Namespace::epoch(&namespace.partition(&topology, partition));
+                epoch::establish(&channel, &counter, held).await?;
             }
             close(&channel).await;
             Ok(())
@@ -175,6 +211,56 @@ fn quorum(single_active_consumer: bool) -> FieldTable {
     ])
 }
 
+/// How much of the journal is kept: what is over either limit is removed, from
+/// the oldest on and in large pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Bytes on the disk of each node that has a copy. Default 2 GiB: some ten
+    /// million records.
+    pub bytes: u64,
+    /// Age. Default seven days.
+    pub age: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { bytes: 2 << 30, age: Duration::from_secs(7 * 24 * 3600) }
+    }
+}
+
+/// What is removed at once, as a share of what is kept: the stream is removed by
+/// segments, of at most the broker's default.
+const SEGMENTS: u64 = 20;
+const MAX_SEGMENT_BYTES: u64 = 500_000_000;
+
+async fn declare_journal(
+    connection: &Connection,
+    namespace: &Namespace,
+    retention: Option<Retention>,
+) -> Result<(), Error> {
+    let name = namespace.journal();
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    if retention.is_none() && counts(&channel, &name).await?.is_some() {
+        close(&channel).await;
+        return Ok(());
+    }
+    let Retention { bytes, age } = retention.unwrap_or_default();
+    let segment = (bytes / SEGMENTS).clamp(1_000_000, MAX_SEGMENT_BYTES);
+    let number = |n: u64| AMQPValue::LongLongInt(i64::try_from(n).unwrap_or(i64::MAX));
+    let text = |value: &str| AMQPValue::LongString(LongString::from(value));
+    let arguments = arguments([
+        ("x-queue-type", text("stream")),
+        ("x-max-length-bytes", number(bytes)),
+        ("x-max-age", text(&format!("{}s", age.as_secs().max(1)))),
+        ("x-stream-max-segment-size-bytes", number(segment)),
+    ]);
+    // The look at one that is missing has closed its channel.
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    queue(&channel, &name, arguments).await?;
+    close(&channel).await;
+    Ok(())
+}
+
 fn stream() -> FieldTable {
     arguments([("x-queue-type", AMQPValue::LongString(LongString::from("stream")))])
 }
@@ -186,7 +272,7 @@ async fn queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(
 }
 
 /// The broker refused a declaration.
-fn refused(name: &str, error: lapin::Error) -> Error {
+pub(super) fn refused(name: &str, error: lapin::Error) -> Error {
     match reply(&error) {
         Some((406, reply)) => Error::Conflict { thing: name.to_owned(), reply },
         _ => Error::from_lapin(format!("declare {name}"), error),
@@ -222,11 +308,42 @@ async fn append(
     Ok(())
 }
 
+/// A node of a cluster that has just started, or has just heard of the stream,
+/// starts its copy within seconds.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Pause between two tries of that.
+const REPLICA_PAUSE: Duration = Duration::from_millis(200);
+
 /// Reads the record that is in force.
 pub(crate) async fn read(
     connection: &Connection,
     namespace: &Namespace,
 ) -> Result<Topology, Error> {
+    let deadline = Instant::now() + REPLICA_TIMEOUT;
+    loop {
+        match try_read(connection, namespace).await? {
+            Ok(topology) => return Ok(topology),
+            Err(NoReplica(error)) if Instant::now() >= deadline => return Err(error),
+            Err(NoReplica(_)) => tokio::time::sleep(REPLICA_PAUSE).await,
+        }
+    }
+}
+
+/// The node has a copy of the stream that does not run yet.
+struct NoReplica(Error);
+
+impl NoReplica {
+    fn is_told_by(error: &lapin::Error) -> bool {
+        // The code stands for many things, so the words decide.
+        reply(error).is_some_and(|(code, reply)| code == 406 && reply.contains("running replica"))
+    }
+}
+
+async fn try_read(
+    connection: &Connection,
+    namespace: &Namespace,
+) -> Result<Result<Topology, NoReplica>, Error> {
     let missing = || Error::TopologyMissing { namespace: namespace.to_string() };
     let name = namespace.topology();
     let channel = connection.create_channel().await.doing("open a channel")?;
@@ -242,15 +359,19 @@ pub(crate) async fn read(
     channel.basic_qos(1, BasicQosOptions::default()).await.doing("set the prefetch")?;
     let from_start =
         arguments([("x-stream-offset", AMQPValue::LongString(LongString::from("first")))]);
-    let mut consumer = channel
+    let consumed = channel
         .basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), from_start)
-        .await
-        .doing(format!("read {name}"))?;
+        .await;
+    let no_replica = consumed.as_ref().is_err_and(NoReplica::is_told_by);
+    let mut consumer = match consumed.doing(format!("read {name}")) {
+        Err(error) if no_replica => return Ok(Err(NoReplica(error))),
+        consumer => consumer?,
+    };
     let first = tokio::time::timeout(FIRST_RECORD_TIMEOUT, consumer.next()).await;
     let Ok(Some(first)) = first else { return Err(missing()) };
     let record = first.doing(format!("read {name}"))?.data;
     close(&channel).await;
-    self::record(&record, namespace)
+    self::record(&record, namespace).map(Ok)
 }
 
 fn record(bytes: &[u8], namespace: &Namespace) -> Result<Topology, Error> {

@@ -1,23 +1,28 @@
 //! One attempt at a task, with all that can end it.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Execute;
+use super::stints::{Stint, Stints};
 use crate::handler::{Attempt, Failure};
 use crate::protocol::lanes::Outcome;
+use crate::protocol::result::TaskResult;
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::Delivery;
 
-/// Executes the task within the attempt's time.
+/// Executes the task within the attempt's time, and notes from when to when.
 pub(super) async fn run<E: Execute>(
     executor: &E,
     attempt: Attempt,
     delivery: Arc<Delivery>,
-) -> Outcome {
+    (stints, stint): (&Stints, Arc<Stint>),
+) -> Ended {
     let timeout = attempt.timeout;
+    let said = Arc::clone(&attempt.result);
+    let _running = stints.begin(&attempt, stint);
     let running = executor.execute(attempt, delivery);
     let result = match timeout {
         None => running.await,
@@ -25,11 +30,25 @@ pub(super) async fn run<E: Execute>(
             .await
             .unwrap_or_else(|_| Err(Failure::failed(format!("no end after {limit:?}")))),
     };
-    match result {
+    let outcome = match result {
         Ok(()) => Outcome::Executed,
         Err(Failure::Retry { after, reason }) => Outcome::Failed { not_before: after, reason },
         Err(Failure::Failed { reason }) => Outcome::Failed { not_before: None, reason },
         Err(Failure::Dead { reason }) => Outcome::Dead { reason },
+    };
+    let result = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
+    Ended { outcome, result }
+}
+
+/// How an attempt ended, and what its handler said of it.
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) result: TaskResult,
+}
+
+impl From<Outcome> for Ended {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, result: TaskResult::NONE }
     }
 }
 
@@ -51,8 +70,9 @@ impl Caution {
         executor: &E,
         attempt: Attempt,
         delivery: Arc<Delivery>,
+        stint: (&Stints, Arc<Stint>),
         slot: OwnedSemaphorePermit,
-    ) -> Outcome {
+    ) -> Ended {
         let id = attempt.id.clone();
         let (_slots, alone) = match self.alone {
             None => (Some(slot), false),
@@ -66,13 +86,13 @@ impl Caution {
         if let Err(error) = self.register.claim(id.clone(), alone).await {
             tracing::warn!(task = %id, %error, "its claim could not be stored");
         }
-        let outcome = run(executor, attempt, delivery).await;
+        let ended = run(executor, attempt, delivery, stint).await;
         self.register.clear(&id);
         // A claim that is left over makes suspect; only one of a run alone condemns.
         if alone && let Err(error) = self.register.flush().await {
             tracing::warn!(task = %id, %error, "its claim could not be taken back");
         }
-        outcome
+        ended
     }
 }
 

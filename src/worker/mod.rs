@@ -1,12 +1,14 @@
 //! Executes tasks: consumes all partitions, and runs those that it owns.
 
 mod attempt;
+mod mint;
 mod owner;
 mod session;
+mod stints;
 mod tenure;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -15,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::stints::Stints;
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure, Handler};
 use crate::protocol::crashes::MaxCrashes;
@@ -25,6 +28,7 @@ use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
 use crate::rabbit::control::{HeldPartition, WorkerReport};
 use crate::rabbit::error::Error;
+use crate::rabbit::journal::Journal;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -50,6 +54,14 @@ pub struct WorkerOptions {
     /// again for tasks that still run between them. Longer is fewer acks, and
     /// more executed again after a crash. Default 25 ms.
     pub ack_delay: Duration,
+    /// Whether a record of every attempt goes into the journal before its ack.
+    /// Without it, `verify`, `task` and `history` know nothing of what this worker
+    /// does, [`Receipt::executed`](crate::Receipt::executed) waits for ever, and a
+    /// task whose ack was lost is executed again. Default true.
+    pub journal: bool,
+    /// Whether attempts have [fencing tokens](crate::Attempt::fencing_token).
+    /// Default true; it costs nothing until a handler asks for one.
+    pub fencing: bool,
 }
 
 impl WorkerId {
@@ -73,6 +85,8 @@ impl Default for WorkerOptions {
             max_crashes: MaxCrashes::default(),
             drain_timeout: Duration::from_secs(30),
             ack_delay: Duration::from_millis(25),
+            journal: true,
+            fencing: true,
         }
     }
 }
@@ -89,6 +103,8 @@ pub struct WorkerSummary {
     pub dead_lettered: u64,
     /// Deliveries that another owner, or this one before, had held already.
     pub redelivered: u64,
+    /// Of these, tasks that had been executed, by the journal: they were acked.
+    pub suppressed: u64,
     /// Running attempts that were aborted, because the drain took too long or
     /// the broker was lost. They are executed again.
     pub aborted: u64,
@@ -160,22 +176,33 @@ pub(crate) async fn run(
 ) -> Result<WorkerSummary, Error> {
     let shared = Arc::new(Shared::new(connect.clone(), options, source, executor));
     let _dropped = shared.dropped.clone().drop_guard();
+    let result = run_sessions(&shared, shutdown).await;
+    if let Some(journal) = shared.journal() {
+        journal.close().await;
+    }
+    result.map(|()| shared.summary())
+}
+
+async fn run_sessions<E: Execute>(
+    shared: &Arc<Shared<E>>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let mut topology = None;
     let mut backoff = Backoff::new(None);
     loop {
         let started = Instant::now();
         // A task of its own: it ends what it began even if our caller forgets us.
-        let session = session::run(Arc::clone(&shared), topology, shutdown.clone());
+        let session = session::run(Arc::clone(shared), topology, shutdown.clone());
         let (known, result) = tokio::spawn(session).await.unwrap_or_else(|panic| {
             let doing = "run a session".to_owned();
             (topology, Err(Error::Broker { doing, source: Box::new(panic) }))
         });
         topology = known;
         match result {
-            Ok(()) => return Ok(shared.summary()),
+            Ok(()) => return Ok(()),
             Err(error) if topology.is_some() && error.is_retryable() => {
                 if shutdown.is_cancelled() {
-                    return Ok(shared.summary());
+                    return Ok(());
                 }
                 // A session that lasted was no failure to connect.
                 if started.elapsed() > Duration::from_secs(10) {
@@ -186,7 +213,7 @@ pub(crate) async fn run(
                 shared.counters.reconnects.fetch_add(1, Ordering::Relaxed);
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
-                    () = shutdown.cancelled() => return Ok(shared.summary()),
+                    () = shutdown.cancelled() => return Ok(()),
                 }
             }
             Err(error) => return Err(error),
@@ -201,6 +228,9 @@ struct Shared<E> {
     source: Source,
     executor: E,
     slots: Arc<Semaphore>,
+    stints: Stints,
+    /// Made by the first session, kept by the others. `None` if there is to be none.
+    journal: OnceLock<Option<Arc<Journal>>>,
     counters: Counters,
     started: Instant,
     /// Cancelled when the future of [`work`] is dropped.
@@ -213,6 +243,7 @@ struct Counters {
     failed: AtomicU64,
     dead_lettered: AtomicU64,
     redelivered: AtomicU64,
+    suppressed: AtomicU64,
     aborted: AtomicU64,
     reconnects: AtomicU64,
 }
@@ -237,6 +268,10 @@ impl Held {
 }
 
 impl<E> Shared<E> {
+    fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.get().and_then(Option::as_ref)
+    }
+
     fn new(connect: Connect, options: WorkerOptions, source: Source, executor: E) -> Self {
         Self {
             connect: connect.with_name(format!("keylane {}", options.id)),
@@ -244,6 +279,8 @@ impl<E> Shared<E> {
             options,
             source,
             executor,
+            stints: Stints::default(),
+            journal: OnceLock::new(),
             counters: Counters::default(),
             started: Instant::now(),
             dropped: CancellationToken::new(),
@@ -257,6 +294,7 @@ impl<E> Shared<E> {
             failed: read(&self.counters.failed),
             dead_lettered: read(&self.counters.dead_lettered),
             redelivered: read(&self.counters.redelivered),
+            suppressed: read(&self.counters.suppressed),
             aborted: read(&self.counters.aborted),
             reconnects: read(&self.counters.reconnects),
         }

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::owner::{Outbid, Owner};
 use super::{Execute, Held, Shared, Source};
 use crate::protocol::ownership::{Weight, WorkerId, priority};
-use crate::protocol::partition::Topology;
+use crate::protocol::partition::{PartitionId, Topology};
 use crate::rabbit::connection::{Connection, close_connection};
-use crate::rabbit::control::{Control, Said};
+use crate::rabbit::control::{Control, Found, Said};
+use crate::rabbit::epoch;
 use crate::rabbit::error::Error;
+use crate::rabbit::journal::{self, Journal, Lately, Window, recorded_lately};
 use crate::rabbit::publisher::{Publisher, Route};
 use crate::rabbit::pulse;
 use crate::rabbit::topology;
@@ -40,6 +43,10 @@ pub(super) struct Session<E> {
     pub(super) abort: CancellationToken,
     /// Nothing can be given back any more: the broker was lost.
     pub(super) lost: CancellationToken,
+    /// What the journal was last found to say of the last seconds, and of a longer
+    /// time, and when it was asked.
+    just_now: Mutex<Option<(Instant, Arc<Lately>)>>,
+    lately: Mutex<Option<(Instant, Arc<Lately>)>>,
 }
 
 /// Works until `shutdown` (`Ok`), or until the connection is lost. Gives the
@@ -78,6 +85,15 @@ async fn run_on<E: Execute>(
         Source::Partitions => Some(Control::open(&side, namespace, true).await?),
         Source::Inbox => None,
     };
+    let journal = shared.journal.get_or_init(|| {
+        let wanted = shared.options.journal && shared.source == Source::Partitions;
+        let publisher = || Publisher::new(connect.clone(), "worker, journal", topology, None);
+        let id = || shared.options.id.clone();
+        wanted.then(|| Journal::start(publisher(), &namespace.journal(), id()))
+    });
+    if journal.is_some() {
+        journal::check(&side, namespace).await?;
+    }
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         topology,
@@ -91,6 +107,8 @@ async fn run_on<E: Execute>(
         drains: queues.iter().map(|_| CancellationToken::new()).collect(),
         abort: shared.dropped.child_token(),
         lost: CancellationToken::new(),
+        just_now: Mutex::new(None),
+        lately: Mutex::new(None),
     });
 
     let mut owners = JoinSet::new();
@@ -101,6 +119,17 @@ async fn run_on<E: Execute>(
         outbids.push(sender);
         let owner = Owner::new(Arc::clone(&session), index, queue, receiver);
         owners.spawn(owner.run(opened_sender.clone()));
+    }
+    if shared.options.fencing {
+        // Beside them, since a worker that joins is waited for.
+        let (session, checked) = (Arc::clone(&session), opened_sender.clone());
+        owners.spawn(async move {
+            let namespace = session.shared.connect.namespace();
+            epoch::check(&session.side, namespace, &session.topology).await?;
+            // The listener may have ended; then nobody waits.
+            checked.send(()).await.ok();
+            Ok(())
+        });
     }
     drop(opened_sender);
 
@@ -124,6 +153,40 @@ async fn run_on<E: Execute>(
 const HEAD_START: Duration = Duration::from_millis(100);
 
 impl<E> Session<E> {
+    /// The tasks that had been executed by the time `owned_since` in a partition, as
+    /// far as the journal knows. `None` without a journal.
+    pub(super) async fn executed_before(
+        &self,
+        owned_since: Instant,
+        partition: PartitionId,
+    ) -> Option<Arc<Lately>> {
+        let lately = self.lately(owned_since, Window::Short).await?;
+        if lately.partitions.contains(&partition) {
+            return Some(lately);
+        }
+        // Its owner was not heard of just before, so it may have been lost long ago.
+        self.lately(owned_since, Window::Long).await
+    }
+
+    async fn lately(&self, owned_since: Instant, window: Window) -> Option<Arc<Lately>> {
+        let journal = self.shared.journal()?;
+        // Partitions that come together, as those of a lost worker do, share an answer.
+        let mut known = match window {
+            Window::Short => self.just_now.lock().await,
+            Window::Long => self.lately.lock().await,
+        };
+        if let Some((asked, lately)) = known.as_ref()
+            && *asked >= owned_since
+        {
+            return Some(Arc::clone(lately));
+        }
+        let namespace = self.shared.connect.namespace();
+        let (asked, lately) = recorded_lately(&self.side, namespace, journal, window).await;
+        let lately = Arc::new(lately);
+        *known = Some((asked, Arc::clone(&lately)));
+        Some(lately)
+    }
+
     /// Drains all queues, once it is asked for.
     async fn drain(&self) {
         self.drain.cancelled().await;
@@ -191,7 +254,8 @@ async fn listen<E: Execute>(
 ) {
     let Session { shared, topology, held, .. } = &*session;
     let options = &shared.options;
-    let mut to_open = topology.partitions().len();
+    // With fencing, the counters are looked for, too.
+    let mut to_open = topology.partitions().len() + usize::from(options.fencing);
     loop {
         tokio::select! {
             Some(()) = opened.recv(), if to_open > 0 => {
@@ -213,7 +277,14 @@ async fn listen<E: Execute>(
                         tracing::debug!(%error, "could not report");
                     }
                 }
-                Some((Said::Report, None)) => {}
+                Some((Said::Find { task }, Some(to))) => {
+                    let Some(running) = shared.stints.find(&task) else { continue };
+                    let found = Found::new(options.id.clone(), running);
+                    if let Err(error) = control.answer(&to, &found).await {
+                        tracing::debug!(%error, "could not answer");
+                    }
+                }
+                Some((Said::Report | Said::Find { .. }, None)) => {}
                 None => {
                     tracing::warn!("cannot hear the fleet any more: hand-overs are slower");
                     return;

@@ -4,31 +4,36 @@
 //! Everything here dies with the channel: no delivery is ever settled on
 //! another one, and no handler outlives it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
 
 use super::Execute;
-use super::attempt::{self, Caution, DEAD_LETTER_RETRY};
+use super::attempt::{self, Caution, DEAD_LETTER_RETRY, Ended};
+use super::mint::Mint;
 use super::owner::Outbid;
 use super::session::Session;
+use super::stints::Stint;
 use crate::handler::Attempt;
 use crate::protocol::crashes::{Suspicion, judge};
+use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::names::Namespace;
-use crate::protocol::settlement::DeliveryTag;
+use crate::protocol::result::TaskResult;
+use crate::protocol::settlement::{Ack, DeliveryTag};
 use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
 use crate::rabbit::dead_letters::{Obituary, bury};
 use crate::rabbit::error::Error;
+use crate::rabbit::journal::{Journal, Lately, Position};
 
 /// Acks are sent when so many wait, however young they are: the broker gains
 /// nothing from more at once.
@@ -40,6 +45,18 @@ struct HeldDelivery {
     /// `None` if it is no task.
     task: Option<(TaskId, Task)>,
     suspicion: Suspicion,
+    /// The number of its last attempt here, and the time it had.
+    attempt: u32,
+    stint: Arc<Stint>,
+    /// Why it goes to the dead letters.
+    obituary: Option<String>,
+}
+
+impl HeldDelivery {
+    fn new(delivery: Delivery, task: Option<(TaskId, Task)>, suspicion: Suspicion) -> Self {
+        let delivery = Arc::new(delivery);
+        Self { delivery, task, suspicion, attempt: 0, stint: Arc::default(), obituary: None }
+    }
 }
 
 /// See the [module](self).
@@ -51,13 +68,24 @@ pub(super) struct Tenure<'a, E> {
     channel: QueueChannel,
     lanes: Lanes,
     deliveries: HashMap<DeliveryTag, HeldDelivery>,
-    running: JoinSet<Outcome>,
+    running: JoinSet<Ended>,
     running_tags: HashMap<Id, DeliveryTag>,
     dead_letters: JoinSet<DeliveryTag>,
     slots: PollSemaphore,
     /// A slot that the next start takes.
     slot: Option<OwnedSemaphorePermit>,
     claims: Option<Arc<ClaimRegister>>,
+    journal: Option<Arc<Journal>>,
+    settled: Option<watch::Receiver<Position>>,
+    /// Of our last record.
+    recorded: Position,
+    /// What waits for its record.
+    acks: VecDeque<(Position, Ack)>,
+    /// Since when the partition is ours, at the latest; and what was executed by
+    /// then.
+    owned_since: Option<Instant>,
+    executed: Option<Arc<Lately>>,
+    mint: Mint,
     /// A newcomer wins the partition: it becomes the owner when everything that
     /// is held here is settled.
     outbid: bool,
@@ -79,10 +107,12 @@ enum Event {
     Abort,
     Drain,
     Outbid,
-    Ended(Result<(Id, Outcome), JoinError>),
+    Ended(Result<(Id, Ended), JoinError>),
+    Recorded,
     DeadLettered(DeliveryTag),
     Slot(Option<OwnedSemaphorePermit>),
     Timer,
+    Mint,
     Delivered(Result<Box<Delivery>, Error>),
 }
 
@@ -101,6 +131,9 @@ impl<'a, E: Execute> Tenure<'a, E> {
     ) -> Self {
         let lanes = Lanes::new(session.shared.options.retry, (index as u64) << 32);
         let slots = PollSemaphore::new(Arc::clone(&session.shared.slots));
+        let journal = session.shared.journal().cloned();
+        let settled = journal.as_ref().map(|journal| journal.settled());
+        let mint = Mint::new(session.topology.generation, queue);
         Self {
             session,
             index,
@@ -114,6 +147,13 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slots,
             slot: None,
             claims: None,
+            journal,
+            settled,
+            recorded: Position::default(),
+            acks: VecDeque::new(),
+            owned_since: None,
+            executed: None,
+            mint,
             outbid: false,
             leaving: false,
             draining: false,
@@ -131,9 +171,15 @@ impl<'a, E: Execute> Tenure<'a, E> {
         mut self,
         outbids: &mut mpsc::UnboundedReceiver<Outbid>,
     ) -> Result<(), Error> {
+        let lost = self.session.lost.clone();
         let result = loop {
             let event = self.next_event(outbids).await;
-            match self.take(event).await {
+            // Whatever it waits for on the network, handlers are aborted in time.
+            let taken = tokio::select! {
+                taken = self.take(event) => taken,
+                () = lost.cancelled() => Ok(Go::Closed),
+            };
+            match taken {
                 Ok(Go::On) => self.note(),
                 Ok(Go::Closed) => break Ok(()),
                 Err(error) => break Err(error),
@@ -144,10 +190,14 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.session.shared.counters.aborted.fetch_add(aborted, Ordering::Relaxed);
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
-        // What was not executed is still unsettled.
+        self.record_aborted();
         let lost = result.is_err() || self.session.lost.is_cancelled();
+        if !lost {
+            self.settle().await;
+        }
+        // What was not executed is still unsettled.
         if self.session.hands_back && !lost {
-            let holds = !self.deliveries.is_empty();
+            let holds = !self.deliveries.is_empty() || !self.acks.is_empty();
             self.channel.hand_back(&self.session.connection, holds).await;
         } else {
             self.channel.close().await;
@@ -167,7 +217,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
         {
             self.timer.as_mut().reset(due);
         }
-        let Self { session, index, lanes, running, dead_letters, slots, channel, timer, .. } = self;
+        let waits = !self.acks.is_empty();
+        let Self {
+            session, index, lanes, running, dead_letters, slots, channel, timer, mint, ..
+        } = self;
+        let settled = self.settled.as_mut();
         if !lanes.wants_slot() {
             // Whoever stands in line is given a slot, wanted or not.
             *slots = PollSemaphore::new(slots.clone_inner());
@@ -184,7 +238,9 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 Ok(tag) => Event::DeadLettered(tag),
                 Err(_) => Event::Abort,
             },
+            () = changed(settled), if waits => Event::Recorded,
             () = timer.as_mut(), if due.is_some() => Event::Timer,
+            () = mint.due() => Event::Mint,
             slot = poll_fn(|context| slots.poll_acquire(context)), if lanes.wants_slot() => {
                 Event::Slot(slot)
             }
@@ -205,8 +261,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
             Event::Drain => self.leaving = true,
             Event::Outbid => self.outbid = true,
             Event::Ended(ended) => self.ended(ended)?,
+            Event::Recorded => {}
             Event::DeadLettered(tag) => {
                 self.session.shared.counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                let reason = self.deliveries.get_mut(&tag).and_then(|held| held.obituary.take());
+                self.record(tag, journal::Outcome::DeadLettered, reason.as_deref());
                 self.deliveries.remove(&tag);
                 self.apply(Input::DeadLettered { tag })?;
             }
@@ -218,6 +277,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 self.apply(Input::Tick)?;
                 self.flush_if_due()?;
             }
+            Event::Mint => self.serve_tokens().await?,
             Event::Delivered(delivery) => self.delivered(*delivery?).await?,
         }
         // The broker makes the newcomer wait for all that is held here. Either it
@@ -236,12 +296,26 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.apply(Input::Flush)?;
         }
         let go = self.act().await?;
+        if self.lanes.unsettled() == 0 && self.lanes.pending_acks() == 0 && self.acks.is_empty() {
+            self.mint.release();
+        }
         if self.lanes.pending_acks() == 0 {
             (self.flush_at, self.flush_waits) = (None, false);
         } else if self.flush_at.is_none() {
             self.flush_at = Some(Instant::now() + self.session.shared.options.ack_delay);
         }
         Ok(go)
+    }
+
+    /// Gives the handlers that ask their fencing token. An abort does not wait
+    /// for it: it is the next event then, and the last.
+    async fn serve_tokens(&mut self) -> Result<(), Error> {
+        let Self { session, mint, channel, deliveries, .. } = self;
+        tokio::select! {
+            biased;
+            () = session.abort.cancelled() => Ok(()),
+            served = mint.serve(channel, |tag| deliveries.contains_key(&tag)) => served,
+        }
     }
 
     /// Acks what has waited long enough. While tasks run, what is done lies
@@ -280,18 +354,22 @@ impl<'a, E: Execute> Tenure<'a, E> {
             Ok(task) => task,
             Err(error) => {
                 let reason = error.to_string();
-                let suspicion = Suspicion::None;
-                let held = HeldDelivery { delivery: Arc::new(delivery), task: None, suspicion };
+                let held = HeldDelivery::new(delivery, None, Suspicion::None);
                 self.deliveries.insert(tag, held);
                 return self.apply(Input::Unusable { tag, resource: None, reason });
             }
         };
+        if delivery.orphaned && self.was_executed(&task).await {
+            self.session.shared.counters.suppressed.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(task = task.id.as_ref().map(TaskId::as_str), "was executed already");
+            return self.apply(Input::Executed { tag });
+        }
         let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
         let suspicion = self.suspicion(&id, delivery.losses).await;
         let resource = task.resource.clone();
         let losses = delivery.losses;
         let task = Some((id, task));
-        self.deliveries.insert(tag, HeldDelivery { delivery: Arc::new(delivery), task, suspicion });
+        self.deliveries.insert(tag, HeldDelivery::new(delivery, task, suspicion));
         self.apply(match suspicion {
             Suspicion::None | Suspicion::Claim | Suspicion::Alone => {
                 Input::Delivered { tag, resource }
@@ -305,6 +383,17 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 ),
             },
         })
+    }
+
+    /// Whether an earlier owner executed this task and was lost before its ack.
+    /// That was before the partition was ours, so it is looked up once.
+    async fn was_executed(&mut self, task: &Task) -> bool {
+        if self.executed.is_none() {
+            let owned_since = *self.owned_since.get_or_insert_with(Instant::now);
+            let partition = self.session.topology.partition_of(&task.resource);
+            self.executed = self.session.executed_before(owned_since, partition).await;
+        }
+        self.executed.as_ref().is_some_and(|lately| lately.executed.contains(task))
     }
 
     /// Looks at the evidence, if the delivery was lost often enough to matter.
@@ -331,8 +420,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.claims.clone()
     }
 
-    fn ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Result<(), Error> {
-        let (id, outcome) = match ended {
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), Error> {
+        let (id, Ended { outcome, result }) = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 let id = error.id();
@@ -340,7 +429,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
                     Ok(panic) => format!("the handler panicked: {}", message(panic.as_ref())),
                     Err(error) => format!("the handler was stopped: {error}"),
                 };
-                (id, Outcome::Failed { not_before: None, reason })
+                (id, Outcome::Failed { not_before: None, reason }.into())
             }
         };
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
@@ -348,12 +437,19 @@ impl<'a, E: Execute> Tenure<'a, E> {
         match &outcome {
             Outcome::Executed => {
                 counters.executed.fetch_add(1, Ordering::Relaxed);
-                self.deliveries.remove(&tag);
+                if let Some(held) = self.deliveries.remove(&tag) {
+                    let record = self.record_of(&held, journal::Outcome::Executed);
+                    self.append(
+                        record.map(|record| Record { result: kept(&held, result), ..record }),
+                    );
+                }
             }
             Outcome::Failed { reason, .. } | Outcome::Dead { reason } => {
                 counters.failed.fetch_add(1, Ordering::Relaxed);
+                self.record(tag, journal::Outcome::Failed, Some(reason));
                 if let Some((id, task)) = self.deliveries.get(&tag).and_then(|d| d.task.as_ref()) {
-                    tracing::warn!(task = %id, resource = %task.resource, reason, "an attempt failed");
+                    let token = self.mint.token().map(tracing::field::display);
+                    tracing::warn!(task = %id, resource = %task.resource, token, reason, "an attempt failed");
                 }
             }
         }
@@ -369,33 +465,116 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 Output::DeadLetter { tag, attempts, reason } => {
                     self.dead_letter(tag, attempts, reason);
                 }
-                Output::Ack(ack) => self.channel.ack(ack).await?,
+                Output::Ack(ack) => self.acks.push_back((self.recorded, ack)),
                 // The handlers are stopped together, when the tenure ends.
                 Output::Abort(_) => {}
                 Output::CloseChannel => go = Go::Closed,
             }
         }
+        self.ack_recorded().await?;
         // A slot that nothing took goes to another partition.
         self.slot = None;
         Ok(go)
     }
 
-    fn start(&mut self, tag: DeliveryTag, number: u32) {
-        let held = self.deliveries.get(&tag);
-        let Some((HeldDelivery { delivery, task: Some((id, task)), suspicion }, slot)) =
-            held.zip(self.slot.take())
-        else {
-            return;
+    /// Whether nothing has to be waited for before this record's delivery is acked.
+    fn is_recorded(&self, position: Position) -> bool {
+        self.settled.as_ref().is_none_or(|settled| *settled.borrow() >= position)
+    }
+
+    /// Sends the acks of what is in the journal.
+    async fn ack_recorded(&mut self) -> Result<(), Error> {
+        while let Some((position, ack)) = self.acks.front().copied() {
+            if !self.is_recorded(position) {
+                break;
+            }
+            self.channel.ack(ack).await?;
+            self.acks.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Acks what was executed, and has all that was done here in the journal before
+    /// the next owner begins.
+    async fn settle(&mut self) {
+        if let Some(settled) = &mut self.settled {
+            // An error is the end of the journal, and of the worker.
+            let recorded = settled.wait_for(|settled| *settled >= self.recorded);
+            tokio::select! {
+                recorded = recorded => drop(recorded),
+                () = self.session.lost.cancelled() => return,
+            }
+        }
+        if let Err(error) = self.ack_recorded().await {
+            tracing::debug!(queue = self.queue, %error, "the last acks are lost");
+        }
+    }
+
+    /// Adds to the journal how an attempt ended. Its ack waits for that.
+    fn record(&mut self, tag: DeliveryTag, outcome: journal::Outcome, reason: Option<&str>) {
+        let record = self.deliveries.get(&tag).and_then(|held| self.record_of(held, outcome));
+        self.append(record.map(|record| Record {
+            reason: reason.map(|text| text.chars().take(Record::MAX_REASON_CHARS).collect()),
+            ..record
+        }));
+    }
+
+    fn append(&mut self, record: Option<Record>) {
+        if let (Some(journal), Some(record)) = (&self.journal, record) {
+            self.recorded = journal.append(record);
+        }
+    }
+
+    /// `None` if it is no task, if its handler never began, or without a journal.
+    fn record_of(&self, held: &HeldDelivery, outcome: journal::Outcome) -> Option<Record> {
+        self.journal.as_ref()?;
+        let (id, task) = held.task.as_ref()?;
+        let (slot, at_us, took_us) = match outcome {
+            journal::Outcome::DeadLettered => (None, self.session.shared.stints.now_us(), 0),
+            journal::Outcome::Executed
+            | journal::Outcome::Failed
+            | journal::Outcome::Aborted
+            | journal::Outcome::Lost => {
+                let (slot, at_us, took_us) = held.stint.times()?;
+                (Some(slot), at_us, took_us)
+            }
         };
-        let shared = Arc::clone(&self.session.shared);
-        let attempt = Attempt {
-            id: id.clone(),
-            task: task.clone(),
-            number,
-            redelivered: delivery.redelivered,
+        let mut record = Record {
+            task: id.clone(),
+            resource: task.resource.clone(),
             partition: self.session.topology.partition_of(&task.resource),
-            timeout: shared.options.task_timeout,
+            epoch: self.mint.token().map(|token| token.epoch().get()),
+            slot,
+            attempt: held.attempt,
+            at_us,
+            took_us,
+            outcome,
+            reason: None,
+            result: TaskResult::NONE,
+            producer: None,
+            sequence: None,
+            republished: false,
+            redelivered: held.delivery.redelivered,
         };
+        record.set_origin(task.origin.as_ref());
+        Some(record)
+    }
+
+    fn start(&mut self, tag: DeliveryTag, number: u32) {
+        let held = self.deliveries.get_mut(&tag);
+        let Some((held, slot)) = held.zip(self.slot.take()) else { return };
+        let HeldDelivery { delivery, task: Some((id, task)), suspicion, .. } = held else { return };
+        let shared = Arc::clone(&self.session.shared);
+        let mut attempt = Attempt::new(id.clone(), task.clone());
+        attempt.number = number;
+        attempt.redelivered = delivery.redelivered;
+        attempt.partition = self.session.topology.partition_of(&task.resource);
+        attempt.timeout = shared.options.task_timeout;
+        if shared.options.fencing {
+            attempt.fencing = self.mint.source(tag);
+        }
+        let stint = Arc::<Stint>::default();
+        (held.attempt, held.stint) = (number, Arc::clone(&stint));
         let caution = self.claims.clone().and_then(|register| {
             let all = (Arc::clone(&shared.slots), shared.options.slots.max(1));
             match suspicion {
@@ -406,12 +585,15 @@ impl<'a, E: Execute> Tenure<'a, E> {
         });
         let delivery = Arc::clone(delivery);
         let handle = self.running.spawn(async move {
+            let stint = (&shared.stints, stint);
             match caution {
-                Some(caution) => caution.run(&shared.executor, attempt, delivery, slot).await,
+                Some(caution) => {
+                    caution.run(&shared.executor, attempt, delivery, stint, slot).await
+                }
                 None => {
-                    let outcome = attempt::run(&shared.executor, attempt, delivery).await;
+                    let ended = attempt::run(&shared.executor, attempt, delivery, stint).await;
                     drop(slot);
-                    outcome
+                    ended
                 }
             }
         });
@@ -421,7 +603,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
     /// Publishes a dead letter, however long that takes: the delivery stays
     /// unsettled until it is confirmed.
     fn dead_letter(&mut self, tag: DeliveryTag, attempts: u32, reason: String) {
-        let Some(held) = self.deliveries.get(&tag) else { return };
+        let Some(held) = self.deliveries.get_mut(&tag) else { return };
+        held.obituary = Some(reason.clone());
         let delivery = Arc::clone(&held.delivery);
         let session = Arc::clone(&self.session);
         let obituary = Obituary {
@@ -447,10 +630,37 @@ impl<'a, E: Execute> Tenure<'a, E> {
         });
     }
 
+    /// What ran to the last has no end of its own.
+    fn record_aborted(&mut self) {
+        for tag in std::mem::take(&mut self.running_tags).into_values() {
+            self.record(tag, journal::Outcome::Aborted, None);
+        }
+    }
+
     fn note(&self) {
         let held = &self.session.held[self.index];
         held.note(self.lanes.unsettled(), self.lanes.running());
     }
+}
+
+/// A result, if it may be kept.
+fn kept(held: &HeldDelivery, result: TaskResult) -> TaskResult {
+    result.kept().unwrap_or_else(|bytes| {
+        let task = held.task.as_ref().map(|(id, _)| id.as_str());
+        let most = TaskResult::MAX_BYTES;
+        tracing::warn!(task, bytes, most, "its result is too long and was left out");
+        TaskResult::NONE
+    })
+}
+
+/// Waits until the journal has more.
+async fn changed(settled: Option<&mut watch::Receiver<Position>>) {
+    if let Some(settled) = settled
+        && settled.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// What a panic said.

@@ -138,3 +138,32 @@ async fn a_pipe_gets_clean_output() {
     let table = user.succeeds(&["status"]);
     assert!(table.out.contains("10,000 ready") && !table.out.contains('\u{1b}'), "{table:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shells_and_manuals_know_every_command() {
+    let user = User::new().await;
+    let help = user.succeeds(&["--help"]).out;
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let lines = lines.take_while(|line| !line.is_empty());
+    // What is indented further goes on with the line before.
+    let named = lines.filter_map(|line| line.strip_prefix("  ").filter(|l| !l.starts_with(' ')));
+    let commands = named.filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<_> = commands.filter(|command| *command != "help").collect();
+    assert!(commands.len() > 10 && commands.contains(&"verify"), "{help}");
+    user.succeeds(&["man", "--out", "pages"]);
+    let page = user.succeeds(&["man"]).out;
+    let scripts = ["bash", "zsh", "fish"].map(|shell| user.succeeds(&["completions", shell]).out);
+    for command in commands {
+        let page_of_it = format!("pages/keylane-{command}.1");
+        assert!(!user.lines_of(&page_of_it).is_empty(), "{page_of_it}");
+        assert!(page.contains(command), "{command}");
+        assert!(scripts.iter().all(|script| script.contains(command)), "{command}");
+    }
+    for hidden in ["demo-worker", "bench-worker"] {
+        assert!(!page.contains(hidden), "{hidden}");
+    }
+    let script = user.file("keylane.bash", &scripts[0]);
+    let checked = std::process::Command::new("bash").arg("-n").arg(script).status().unwrap();
+    assert!(checked.success());
+    user.fails(1, &["man", "--out", "/dev/null/pages"], &["/dev/null/pages"]);
+}

@@ -116,7 +116,13 @@ async fn pipe_keeps_its_children_and_their_answers_decide() {
     "#;
     let ran = work(&user, &["--pipe", script, "--slots", "3"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert_eq!(user.lines_of("tasks.log").len(), 100);
+    let tasks = user.lines_of("tasks.log");
+    assert_eq!(tasks.len(), 100);
+    let token = |line: &String| {
+        let task: Value = serde_json::from_str(line).unwrap();
+        task["fencing_token"].as_i64()
+    };
+    assert!(tasks.iter().all(|line| token(line) > Some(1 << 40)), "{tasks:?}");
     assert!(user.lines_of("children.log").len() <= 3, "a child per slot");
     assert_eq!(dead_letters(&user)[0]["reason"], "never");
 }
@@ -168,10 +174,26 @@ async fn http_posts_and_the_status_decides() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let seen: Vec<_> = seen.try_iter().collect();
     assert_eq!(seen.len(), 5, "once, three times, once: {seen:?}");
+    assert!(seen.iter().all(|(head, _)| head.contains("keylane-fencing-token: ")), "{seen:?}");
     assert!(seen.iter().any(|(_, body)| body == r#"{"r":"a","id":"ok"}"#));
     let dead = dead_letters(&user);
     assert_eq!(dead.len(), 1);
     assert!(dead[0]["reason"].as_str().unwrap().contains("410"), "{dead:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_hands_on_tokens_that_rise_unless_told_not_to() {
+    let user = User::with_partitions(1).await;
+    let script = r#"echo "${KEYLANE_FENCING_TOKEN-none}" >>tokens"#;
+    for args in [&[][..], &[], &["--no-fencing"]] {
+        publish(&user, "{\"r\":\"a\",\"id\":\"1\"}\n{\"r\":\"b\",\"id\":\"2\"}\n");
+        let ran = work(&user, &[&["--exec", script], args].concat());
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    let seen = user.lines_of("tokens");
+    let tokens: Vec<i64> = seen.iter().filter_map(|line| line.parse().ok()).collect();
+    assert!(tokens.len() == 4 && tokens.is_sorted() && tokens[1] < tokens[2], "{seen:?}");
+    assert_eq!(seen[4..], ["none", "none"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 mod bad_days;
 mod bad_input;
 mod handlers;
+mod journal;
 mod security;
 mod tls;
 mod user;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
 pub(crate) mod proxy;
+pub(crate) mod stores;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -223,7 +224,9 @@ pub(crate) async fn await_dead_letters(connect: &Connect, count: usize) -> Vec<D
 pub(crate) async fn await_consumers(broker: &Broker, connect: &Connect, kind: &str, count: u32) {
     let prefix = format!("{}{kind}", connect.namespace());
     let end = format!("\t{count}");
-    let of_kind = |line: &&str| line.starts_with(&prefix) && !line.contains(".claims");
+    let of_kind = |line: &&str| {
+        line.starts_with(&prefix) && !line.contains(".claims") && !line.contains(".epoch")
+    };
     eventually(&format!("{count} consumers"), async || {
         let list = rabbitmqctl(broker, &["list_queues", "name", "consumers"]).await;
         let mut queues = list.lines().filter(of_kind).peekable();

@@ -1,5 +1,7 @@
-//! A wire between a worker and its broker that can fall silent: nothing is
-//! forwarded any more, and nobody is told.
+//! A wire between a worker and its broker that can be cut, or fall silent: nothing
+//! is forwarded any more, and nobody is told.
+
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -10,23 +12,35 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     silence: CancellationToken,
+    /// Of the connections that were made since the last cut.
+    cut: Arc<Mutex<CancellationToken>>,
 }
 
 impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let silence = CancellationToken::new();
-        let proxy = Self { port: listener.local_addr().unwrap().port(), silence: silence.clone() };
+        let cut = Arc::<Mutex<CancellationToken>>::default();
+        let port_of_ours = listener.local_addr().unwrap().port();
+        let proxy = Self { port: port_of_ours, silence: silence.clone(), cut: Arc::clone(&cut) };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let broker = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 let ((from, to), (from_broker, to_broker)) =
                     (client.into_split(), broker.into_split());
-                tokio::spawn(forward(from, to_broker, silence.clone()));
-                tokio::spawn(forward(from_broker, to, silence.clone()));
+                let cut = cut.lock().unwrap().clone();
+                let there = forward(from, to_broker, silence.clone());
+                let back = forward(from_broker, to, silence.clone());
+                tokio::spawn(cut.clone().run_until_cancelled_owned(there));
+                tokio::spawn(cut.run_until_cancelled_owned(back));
             }
         });
         proxy
+    }
+
+    /// Ends all connections; new ones can be made.
+    pub(crate) fn cut(&self) {
+        std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
     }
 
     /// From now on nothing comes through; the connections stay open.

@@ -167,6 +167,11 @@ fn print(report: &Report) {
         out!("throughput, {} rounds of {} tasks, medians", t.rounds, grouped(t.tasks));
         out!("  keylane                {:>9.0} tasks/s", t.keylane);
         out!(
+            "  without its journal    {:>9.0} tasks/s   with it is {:.2} of it",
+            t.no_journal,
+            t.ratio_journal
+        );
+        out!(
             "  raw, an ack each       {:>9.0} tasks/s   keylane is {:.2} of it",
             t.raw_single,
             t.ratio_single
@@ -188,7 +193,12 @@ fn print(report: &Report) {
     }
     if let Some(f) = &report.failover_ms {
         out!("failover of one of three workers, until its last partition executes elsewhere");
-        out!("  killed                 {:>6.0} ms   (tasks of {} ms)", f.kill, f.task_ms);
+        out!(
+            "  killed                 {:>6.0} ms   (tasks of {} ms, steady load)",
+            f.kill,
+            f.task_ms
+        );
+        out!("  killed                 {:>6.0} ms   (windows full, as below)", f.kill_prefetched);
         out!("  stopped                {:>6.0} ms", f.stop);
         out!("  joined                 {:>6.0} ms", f.join);
     }

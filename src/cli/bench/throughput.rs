@@ -1,5 +1,6 @@
 //! Durable publish, routed, executed by a handler that does nothing, acked: as
-//! many as possible. keylane and two raw loops, in turn.
+//! many as possible. keylane with its journal and without, and two raw loops, in
+//! turn.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,12 +29,15 @@ const RESOURCES: u32 = 1_000;
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Throughput {
     pub(super) keylane: f64,
+    pub(super) no_journal: f64,
     pub(super) raw_single: f64,
     pub(super) raw_coalesced: f64,
     /// keylane's share of the raw loop with an ack per message.
     pub(super) ratio_single: f64,
     /// keylane's share of the raw loop with coalesced acks.
     pub(super) ratio_coalesced: f64,
+    /// Its share of keylane without a journal.
+    pub(super) ratio_journal: f64,
     pub(super) rounds: u32,
     pub(super) tasks: u64,
 }
@@ -43,23 +47,26 @@ pub(super) async fn run(
     connect: &Connect,
     progress: &ProgressBar,
 ) -> anyhow::Result<(Throughput, u64)> {
-    let (mut keylane, mut single, mut coalesced) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut keylane, mut no_journal) = (Vec::new(), Vec::new());
+    let (mut single, mut coalesced) = (Vec::new(), Vec::new());
     let mut violations = 0;
     // One unmeasured round warms the broker and the allocator up.
     for round in 0..=bench.rounds {
-        for turn in 0..3 {
-            let who = (round + turn) % 3;
+        for turn in 0..4 {
+            let who = (round + turn) % 4;
             progress.set_message(format!("throughput, round {round} of {}", bench.rounds));
             let (seconds, found) = match who {
-                0 => ours(bench, connect).await?,
-                1 => raw(bench, connect, 1).await?,
+                0 => ours(bench, connect, true).await?,
+                1 => ours(bench, connect, false).await?,
+                2 => raw(bench, connect, 1).await?,
                 _ => raw(bench, connect, ACK_EVERY).await?,
             };
             violations += found;
             if round > 0 {
                 let rates = match who {
                     0 => &mut keylane,
-                    1 => &mut single,
+                    1 => &mut no_journal,
+                    2 => &mut single,
                     _ => &mut coalesced,
                 };
                 rates.push(bench.tasks as f64 / seconds);
@@ -70,7 +77,9 @@ pub(super) async fn run(
     let throughput = Throughput {
         ratio_single: ratio(&keylane, &single),
         ratio_coalesced: ratio(&keylane, &coalesced),
+        ratio_journal: ratio(&keylane, &no_journal),
         keylane: median(keylane),
+        no_journal: median(no_journal),
         raw_single: median(single),
         raw_coalesced: median(coalesced),
         rounds: bench.rounds,
@@ -79,7 +88,7 @@ pub(super) async fn run(
     Ok((throughput, violations))
 }
 
-async fn ours(bench: &Bench, connect: &Connect) -> anyhow::Result<(f64, u64)> {
+async fn ours(bench: &Bench, connect: &Connect, journal: bool) -> anyhow::Result<(f64, u64)> {
     let ledger = Arc::new(Ledger::new(RESOURCES, bench.tasks, false));
     let seen = Arc::clone(&ledger);
     let handler = handler_fn(move |attempt| {
@@ -87,7 +96,7 @@ async fn ours(bench: &Bench, connect: &Connect) -> anyhow::Result<(f64, u64)> {
         std::future::ready(Ok(()))
     });
     let shutdown = CancellationToken::new();
-    let options = WorkerOptions { slots: 64, ..WorkerOptions::default() };
+    let options = WorkerOptions { slots: 64, journal, ..WorkerOptions::default() };
     let worker = started_worker(connect, options, handler, shutdown.clone()).await?;
     let options = ProducerOptions { max_in_flight: IN_FLIGHT, ..ProducerOptions::default() };
     let producer = Producer::open(connect, options).await?;

@@ -4,7 +4,6 @@ mod fleet;
 mod queues;
 mod run;
 mod scene;
-mod scratch;
 mod show;
 mod source;
 mod summary;

@@ -11,12 +11,12 @@ use super::Demo;
 use super::fleet::{Fleet, FleetCommand};
 use super::queues::Queues;
 use super::run::Run;
-use super::scratch::Scratch;
 use super::show::Show;
 use super::source::Source;
 use super::summary::{Goal, Judgement, Summary};
 use crate::cli::Broker;
 use crate::cli::progress::grouped;
+use crate::cli::scratch::Scratch;
 use crate::demo::verify::files;
 use crate::demo::{Report, Repository, Store, VerifyError, verify};
 use crate::provision::{Choice, RunningBroker, ensure_broker};
@@ -43,7 +43,7 @@ impl Scene {
         if let Some(keep) = &demo.keep {
             check_empty(keep)?;
         }
-        let scratch = Scratch::new().context("cannot make a directory for the demo")?;
+        let scratch = Scratch::new("demo").context("cannot make a directory for the demo")?;
         let (repo, generated) = (demo.repo.clone(), scratch.path().join("generated.git"));
         let limit = demo.limit;
         let source = spawn_blocking(move || {

@@ -106,8 +106,10 @@ async fn the_facts_are_in_the_environment() {
     attempt.timeout = Some(Duration::from_millis(1500));
     let command = "echo $KEYLANE_TASK_ID $KEYLANE_RESOURCE $KEYLANE_KIND $KEYLANE_CONTENT_TYPE \
         $KEYLANE_PARTITION $KEYLANE_ATTEMPT $KEYLANE_REDELIVERED $KEYLANE_TIMEOUT_MS \
-        $TRACEPARENT >&2; exit 1";
-    let expected = "t-1 account/7 transfer text/plain 0 2 1 1500 00-1-2-01";
+        $KEYLANE_FENCING_TOKEN $TRACEPARENT >&2; exit 1";
+    let token = FencingToken::try_from((3 << 40) + 5).expect("a token");
+    let attempt = attempt.with_fencing_token(token);
+    let expected = "t-1 account/7 transfer text/plain 0 2 1 1500 3298534883333 00-1-2-01";
     assert_eq!(exec(command, attempt).await, Err(Failure::failed(expected)));
 }
 
@@ -115,10 +117,16 @@ async fn the_facts_are_in_the_environment() {
 fn what_a_task_lacks_is_not_inherited_nor_a_password() {
     let mut attempt = attempt("");
     attempt.task.traceparent = Some("\0".to_owned());
-    let command = Exec::new("true").command(&attempt).expect("a command");
+    let command = Exec::new("true").command(&attempt, None).expect("a command");
     let removed: Vec<_> =
         command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(n, _)| n).collect();
-    let optional = ["KEYLANE_CONTENT_TYPE", "KEYLANE_KIND", "KEYLANE_TIMEOUT_MS", "TRACEPARENT"];
+    let optional = [
+        "KEYLANE_CONTENT_TYPE",
+        "KEYLANE_FENCING_TOKEN",
+        "KEYLANE_KIND",
+        "KEYLANE_TIMEOUT_MS",
+        "TRACEPARENT",
+    ];
     assert_eq!(removed, [&["KEYLANE_AMQP_URL"], &optional[..]].concat());
 }
 

@@ -109,6 +109,7 @@ async fn a_task_is_posted() {
     attempt.task.traceparent = Some("00-1-2-01".to_owned());
     attempt.number = 3;
     attempt.redelivered = true;
+    let attempt = attempt.with_fencing_token(FencingToken::try_from(7).expect("a token"));
     assert_eq!(server.handle(attempt).await, Ok(()));
     let seen = server.seen().await;
     assert_eq!(seen.head[0], "POST /tasks HTTP/1.1");
@@ -119,6 +120,7 @@ async fn a_task_is_posted() {
     assert_eq!(seen.header("keylane-partition"), Some("0"));
     assert_eq!(seen.header("keylane-attempt"), Some("3"));
     assert_eq!(seen.header("keylane-redelivered"), Some("1"));
+    assert_eq!(seen.header("keylane-fencing-token"), Some("7"));
     assert_eq!(seen.header("traceparent"), Some("00-1-2-01"));
     assert!(seen.body == vec![7; 1 << 20]);
 }
@@ -133,6 +135,7 @@ async fn what_a_task_lacks_has_no_header() {
     let seen = server.seen().await;
     assert_eq!(seen.header("content-type"), Some("application/octet-stream"));
     assert_eq!(seen.header("keylane-redelivered"), Some("0"));
+    assert_eq!(seen.header("keylane-fencing-token"), None);
     assert_eq!((seen.header("keylane-kind"), seen.header("traceparent")), (None, None));
 }
 
@@ -156,6 +159,17 @@ async fn the_status_decides() {
         let headers = "location: http://127.0.0.1:1/\r\n";
         let server = Server::answering(answer(status, headers, " why\n")).await;
         assert_eq!(server.handle(attempt("")).await, expected, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_is_the_result() {
+    for (headers, expected) in [("keylane-result: balance 12\r\n", Some("balance 12")), ("", None)]
+    {
+        let attempt = attempt("");
+        let server = Server::answering(answer("200 OK", headers, "a page")).await;
+        assert_eq!(server.handle(attempt.clone()).await, Ok(()));
+        assert_eq!(attempt.result().as_str(), expected);
     }
 }
 

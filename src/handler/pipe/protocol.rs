@@ -10,6 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::handler::exec::ending;
 use crate::handler::{Attempt, Failure};
+use crate::protocol::fence::FencingToken;
+use crate::protocol::result::TaskResult;
 use crate::protocol::task::{Task, TaskId};
 
 /// Longest answer, its newline included. An answer is a word and a reason; a
@@ -56,6 +58,7 @@ struct Request<'a> {
     partition: u32,
     attempt: u32,
     redelivered: bool,
+    fencing_token: Option<FencingToken>,
     timeout_ms: Option<u128>,
     traceparent: Option<&'a str>,
     #[serde(flatten)]
@@ -98,7 +101,10 @@ fn one_line(text: &str) -> Option<Cow<'_, RawValue>> {
 }
 
 /// The line that hands over a task, its newline included.
-pub(super) fn request(attempt: &Attempt) -> serde_json::Result<Vec<u8>> {
+pub(super) fn request(
+    attempt: &Attempt,
+    fencing_token: Option<FencingToken>,
+) -> serde_json::Result<Vec<u8>> {
     let task = &attempt.task;
     let mut line = serde_json::to_vec(&Request {
         id: &attempt.id,
@@ -108,6 +114,7 @@ pub(super) fn request(attempt: &Attempt) -> serde_json::Result<Vec<u8>> {
         partition: attempt.partition.number(),
         attempt: attempt.number,
         redelivered: attempt.redelivered,
+        fencing_token,
         timeout_ms: attempt.timeout.map(|time| time.as_millis()),
         traceparent: task.traceparent.as_deref(),
         payload: Payload::of(task),
@@ -123,6 +130,7 @@ pub(super) struct Answer {
     status: Status,
     after_ms: Option<u64>,
     reason: Option<String>,
+    result: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -147,11 +155,11 @@ impl Answer {
         }
     }
 
-    /// What is to become of the task.
-    pub(super) fn into_result(self) -> Result<(), Failure> {
+    /// What is to become of the task, and what is said of it.
+    pub(super) fn into_result(self) -> Result<TaskResult, Failure> {
         let reason = self.reason.unwrap_or_else(|| "no reason given".to_owned());
         match self.status {
-            Status::Executed => Ok(()),
+            Status::Executed => Ok(self.result.into()),
             Status::Retry => Err(Failure::retry(self.after_ms.map(Duration::from_millis), reason)),
             Status::Failed => Err(Failure::failed(reason)),
             Status::Dead => Err(Failure::dead(reason)),
@@ -165,15 +173,13 @@ pub(crate) mod fuzz {
 
     use super::{Answer, BASE64_STANDARD, Engine, SHOWN_CHARS, shown};
     use crate::handler::Attempt;
-    use crate::protocol::partition::PartitionId;
     use crate::protocol::task::{Resource, Task, TaskId};
 
     fn attempt(payload: &[u8], content_type: Option<&str>) -> Option<Attempt> {
         let resource = Resource::new("r").ok()?;
         let mut task = Task::on(resource, payload.to_vec());
         task.content_type = content_type.map(str::to_owned);
-        let (id, partition) = (TaskId::new("t-1").ok()?, PartitionId::new(0));
-        Some(Attempt { id, task, number: 1, redelivered: false, partition, timeout: None })
+        Some(Attempt::new(TaskId::new("t-1").ok()?, task))
     }
 
     /// A line from a process.
@@ -194,7 +200,7 @@ pub(crate) mod fuzz {
         let Some((choice, payload)) = bytes.split_first() else { return };
         let types = [None, Some("application/json"), Some("text/plain")];
         let attempt = attempt(payload, types[usize::from(*choice) % types.len()]);
-        let Some(Ok(line)) = attempt.as_ref().map(super::request) else { return };
+        let Some(Ok(line)) = attempt.as_ref().map(|a| super::request(a, None)) else { return };
         let ends = line.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
         assert!(ends == 1 && line.ends_with(b"\n"), "one line");
         let Ok(sent) = serde_json::from_slice::<Value>(&line) else {
@@ -222,11 +228,12 @@ mod tests {
 
     use super::*;
     use crate::handler::exec::tests::attempt;
+    use crate::protocol::fence::Epoch;
 
     fn payload(content_type: Option<&str>, payload: &[u8]) -> (String, Value) {
         let mut attempt = attempt(payload.to_vec());
         attempt.task.content_type = content_type.map(str::to_owned);
-        let line = request(&attempt).expect("a line");
+        let line = request(&attempt, None).expect("a line");
         let newlines = line.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count();
         assert!(newlines == 1 && line.ends_with(b"\n"), "not one line");
         let mut request: Value = serde_json::from_slice(&line).expect("JSON");
@@ -245,7 +252,7 @@ mod tests {
 
     #[test]
     fn numbers_keep_every_digit() {
-        let line = request(&attempt("[1.00, 12345678901234567890123]")).expect("a line");
+        let line = request(&attempt("[1.00, 12345678901234567890123]"), None).expect("a line");
         let line = String::from_utf8(line).expect("UTF-8");
         assert!(line.contains(r#""payload":[1.00, 12345678901234567890123]"#), "{line}");
     }
@@ -266,10 +273,11 @@ mod tests {
     #[test]
     fn every_fact_is_in_the_line() {
         let mut attempt = attempt("x");
-        let line = request(&attempt).expect("a line");
+        let line = request(&attempt, None).expect("a line");
         let expected = json!({
             "id": "t-1", "resource": "account/7", "kind": null, "content_type": null,
-            "partition": 0, "attempt": 1, "redelivered": false, "timeout_ms": null,
+            "partition": 0, "attempt": 1, "redelivered": false, "fencing_token": null,
+            "timeout_ms": null,
             "traceparent": null, "payload_encoding": "text", "payload": "x",
         });
         assert_eq!(serde_json::from_slice::<Value>(&line).expect("JSON"), expected);
@@ -278,13 +286,14 @@ mod tests {
         attempt.redelivered = true;
         attempt.number = 3;
         attempt.timeout = Some(Duration::from_millis(1500));
-        let line = request(&attempt).expect("a line");
+        let token = FencingToken::new(2, Epoch::new(7)).ok();
+        let line = request(&attempt, token).expect("a line");
         let line = String::from_utf8(line).expect("UTF-8");
-        let expected = r#""kind":"transfer","content_type":null,"partition":0,"attempt":3,"redelivered":true,"timeout_ms":1500,"traceparent":"00-1-2-01""#;
+        let expected = r#""kind":"transfer","content_type":null,"partition":0,"attempt":3,"redelivered":true,"fencing_token":2199023255559,"timeout_ms":1500,"traceparent":"00-1-2-01""#;
         assert!(line.contains(expected), "{line}");
     }
 
-    fn read(line: &str) -> Result<Result<(), Failure>, String> {
+    fn read(line: &str) -> Result<Result<TaskResult, Failure>, String> {
         let id = TaskId::new("t-1").expect("an id");
         Answer::read(line.as_bytes(), &id).map(Answer::into_result).map_err(|b| b.to_string())
     }
@@ -293,7 +302,9 @@ mod tests {
     fn answers_are_read() {
         let retry = Failure::retry(Some(Duration::from_millis(500)), "busy");
         let retry_line = r#"{"status":"retry","after_ms":500,"reason":"busy"}"#;
-        assert_eq!(read(r#"{"status":"executed","id":"t-1","took":3}"#), Ok(Ok(())));
+        assert_eq!(read(r#"{"status":"executed","id":"t-1","took":3}"#), Ok(Ok(TaskResult::NONE)));
+        let result = r#"{"status":"executed","result":"balance 12"}"#;
+        assert_eq!(read(result), Ok(Ok("balance 12".into())));
         assert_eq!(read(retry_line), Ok(Err(retry)));
         assert_eq!(read(r#"{"status":"retry"}"#), Ok(Err(Failure::retry(None, "no reason given"))));
         let failed = r#"{"status":"failed","reason":"why"}"#;

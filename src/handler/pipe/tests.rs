@@ -61,7 +61,7 @@ async fn a_large_task_is_handed_over_whole_while_the_process_writes() {
     let script =
         format!(r#"{blanks}; head -n 1 > {}; echo '{{"status":"executed"}}'"#, file.display());
     let attempt = attempt(vec![b'x'; 1 << 20]);
-    let expected = protocol::request(&attempt).expect("a line");
+    let expected = protocol::request(&attempt, None).expect("a line");
     assert_eq!(handle(&Pipe::new(script, 1), attempt.task.payload).await, Ok(()));
     assert!(fs::read(file).expect("the task") == expected);
 }

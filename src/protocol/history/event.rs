@@ -99,6 +99,18 @@ pub enum Event {
     },
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Executed => "executed",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+            Self::DeadLettered => "dead-lettered",
+            Self::Lost => "lost",
+        })
+    }
+}
+
 impl Event {
     /// When it happened, microseconds since 1970.
     #[must_use]
@@ -140,7 +152,7 @@ impl fmt::Display for Ending {
 
 /// Microseconds since 1970 as `12:00:01.000250Z`. The date is left out: both
 /// sides of a violation are close in time, and JSON has it in full.
-struct TimeOfDay(u64);
+pub(in crate::protocol) struct TimeOfDay(pub(in crate::protocol) u64);
 
 impl fmt::Display for TimeOfDay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

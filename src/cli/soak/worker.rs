@@ -1,0 +1,100 @@
+//! `keylane soak-worker`: the workers of a soak.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::truth::{Truth, TruthError};
+use crate::cli::Broker;
+use crate::{Attempt, Failure, WorkerId, WorkerOptions, WorkerSummary, handler_fn};
+
+/// A worker that keeps the ground truth (used by `keylane soak`)
+///
+/// It drains when its standard input ends.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct SoakWorker {
+    #[arg(long)]
+    id: WorkerId,
+    /// Where the ground truth is
+    #[arg(long)]
+    directory: PathBuf,
+}
+
+/// What a worker tells, one line of JSON each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Said {
+    /// It starts to execute a task.
+    Start {
+        /// Microseconds since 1970: all processes are on this machine.
+        at_us: u64,
+        partition: u32,
+        redelivered: bool,
+        /// It was executed before.
+        repeat: bool,
+    },
+    /// It ends.
+    End { redelivered: u64, suppressed: u64, aborted: u64, reconnects: u64, dead_lettered: u64 },
+}
+
+impl Said {
+    fn tell(self) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(&self)?;
+        line.push(b'\n');
+        // One write, so that the lines of two tasks do not mix.
+        std::io::stdout().lock().write_all(&line)
+    }
+}
+
+pub(super) fn now_us() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl SoakWorker {
+    pub(in crate::cli) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
+        let connect = broker.connect()?;
+        let truth = Arc::new(Truth::new(&self.directory));
+        let options = WorkerOptions { id: self.id, ..WorkerOptions::default() };
+        let handler = handler_fn(move |attempt| execute(Arc::clone(&truth), attempt));
+        let shutdown = CancellationToken::new();
+        std::thread::spawn({
+            let shutdown = shutdown.clone();
+            move || {
+                // Nothing comes; the end comes also when whoever started us is gone.
+                std::io::stdin().read_to_end(&mut Vec::new()).ok();
+                shutdown.cancel();
+            }
+        });
+        let summary = crate::work(&connect, options, handler, shutdown).await?;
+        let WorkerSummary { redelivered, suppressed, aborted, reconnects, dead_lettered, .. } =
+            summary;
+        Said::End { redelivered, suppressed, aborted, reconnects, dead_lettered }.tell()?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn execute(truth: Arc<Truth>, attempt: Attempt) -> Result<(), Failure> {
+    let text = std::str::from_utf8(&attempt.task.payload);
+    let Some(sequence) = text.ok().and_then(|text| text.parse().ok()) else {
+        return Err(Failure::dead("no payload of a soak"));
+    };
+    // A violation is a failure too: the task is tried again, and not lost.
+    let failed = |error: TruthError| Failure::failed(error.to_string());
+    let begun = truth.begin(attempt.task.resource.as_str(), sequence).map_err(failed)?;
+    let said = Said::Start {
+        at_us: now_us(),
+        partition: attempt.partition.number(),
+        redelivered: attempt.redelivered,
+        repeat: begun.is_repeat(),
+    };
+    said.tell().map_err(|error| failed(error.into()))?;
+    // Up to 6 ms, so that tasks differ.
+    tokio::time::sleep(Duration::from_millis(sequence % 7)).await;
+    begun.end().map_err(|error| failed(error.into()))
+}

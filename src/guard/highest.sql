@@ -1,0 +1,1 @@
+SELECT token FROM keylane_fence WHERE resource = $1

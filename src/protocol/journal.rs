@@ -1,0 +1,248 @@
+//! The journal: a record of every attempt at a task, written by whoever made it.
+//!
+//! Records travel in batches. A worker numbers its batches and writes them one
+//! after another, each again until it is confirmed, so a batch may be there twice,
+//! and one that is missing shows. A delivery is acked when the record of its
+//! execution is confirmed; therefore
+//!
+//! - every Executed task has a record, and
+//! - records of a resource stand in the order of their attempts, those of
+//!   different workers too: the next owner starts after the last one's acks.
+
+pub mod audit;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+pub use self::audit::{Audit, AuditReport, Entry, Finding};
+pub use super::history::Outcome;
+use super::ownership::WorkerId;
+use super::partition::PartitionId;
+use super::result::TaskResult;
+use super::task::{Origin, Resource, Task, TaskId};
+
+/// One attempt at a task, or the end of one that is not tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The task.
+    pub task: TaskId,
+    /// What it touches.
+    pub resource: Resource,
+    /// Where the resource belongs to.
+    pub partition: PartitionId,
+    /// The ownership period, if it was minted (see ARCHITECTURE.md): rises with
+    /// every change of the partition's owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// The slot of the worker that executed it, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// Which try of this owner, from 1.
+    pub attempt: u32,
+    /// When it started, microseconds since 1970, by the worker's clock.
+    pub at_us: u64,
+    /// How long it ran, in microseconds. 0 for a dead letter.
+    pub took_us: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, unless it was Executed; its first [`Record::MAX_REASON_CHARS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What the handler said of it.
+    #[serde(default, skip_serializing_if = "TaskResult::is_none")]
+    pub result: TaskResult,
+    /// Who published it; with the sequence or not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub producer: Option<Arc<str>>,
+    /// Position among its producer's tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// It was published or forwarded more than once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub republished: bool,
+    /// An earlier delivery of it was lost or handed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redelivered: bool,
+}
+
+impl Record {
+    /// What is kept of a reason, in characters. All of it is in the worker's log.
+    pub const MAX_REASON_CHARS: usize = 500;
+
+    /// When it ended, microseconds since 1970.
+    #[must_use]
+    pub fn end_us(&self) -> u64 {
+        self.at_us.saturating_add(self.took_us)
+    }
+
+    /// Takes over where the task comes from.
+    pub fn set_origin(&mut self, origin: Option<&Origin>) {
+        self.producer = origin.map(|origin| Arc::clone(&origin.producer));
+        self.sequence = origin.map(|origin| origin.sequence);
+        self.republished = origin.is_some_and(|origin| origin.republished);
+    }
+}
+
+/// Records that were written as one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Version of this format: 1.
+    pub v: u32,
+    /// Names one run of a worker process.
+    pub writer: Arc<str>,
+    /// Which of its batches, from 0, without gaps.
+    pub number: u64,
+    /// Who executed the tasks.
+    pub worker: WorkerId,
+    /// What it did, in the order of the ends.
+    pub records: Vec<Record>,
+}
+
+impl Batch {
+    /// The version that is written.
+    pub const VERSION: u32 = 1;
+
+    /// Its records, each with its worker.
+    pub fn into_entries(self) -> impl Iterator<Item = Entry> {
+        let Self { worker, records, .. } = self;
+        records.into_iter().map(move |record| Entry { worker: worker.clone(), record })
+    }
+
+    /// Reads a batch.
+    ///
+    /// # Errors
+    /// [`BatchError`] when it is none, or is of a newer format.
+    pub fn read(bytes: &[u8]) -> Result<Self, BatchError> {
+        let batch: Self = serde_json::from_slice(bytes).map_err(BatchError::Malformed)?;
+        match batch.v {
+            Self::VERSION => Ok(batch),
+            version => Err(BatchError::Version { version }),
+        }
+    }
+}
+
+/// Why a message of the journal cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BatchError {
+    /// It is no batch of records.
+    #[error("not a batch of records: {0}")]
+    Malformed(#[source] serde_json::Error),
+    /// A newer keylane wrote it.
+    #[error("a batch of version {version}, this keylane reads version {}", Batch::VERSION)]
+    Version {
+        /// The version.
+        version: u32,
+    },
+}
+
+/// Tells batches that were written twice.
+#[derive(Debug, Clone, Default)]
+pub struct Written(HashMap<Arc<str>, u64>);
+
+/// Whether a batch is news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Novelty {
+    /// It is the next of its writer, or the first one seen.
+    New,
+    /// It was read before.
+    Again,
+    /// So many batches before it are not in the journal.
+    After {
+        /// How many.
+        missing: u64,
+    },
+}
+
+impl Written {
+    /// Whether a batch was not read before. Takes note of it.
+    pub fn is_new(&mut self, batch: &Batch) -> bool {
+        self.note(batch) != Novelty::Again
+    }
+
+    /// Takes note of a batch.
+    pub fn note(&mut self, batch: &Batch) -> Novelty {
+        let Some(last) = self.0.get_mut(&batch.writer) else {
+            self.0.insert(Arc::clone(&batch.writer), batch.number);
+            return Novelty::New;
+        };
+        if batch.number <= *last {
+            return Novelty::Again;
+        }
+        let missing = batch.number - *last - 1;
+        *last = batch.number;
+        if missing == 0 { Novelty::New } else { Novelty::After { missing } }
+    }
+}
+
+/// Stands for one publish of one task: the same for all its copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// Of the task of this id that came from there.
+    #[must_use]
+    pub fn new(id: &TaskId, origin: Option<&Origin>) -> Self {
+        Self::of(id, origin.map(|origin| (origin.producer.as_ref(), origin.sequence)))
+    }
+
+    /// Of a task that its publisher has named. One without an id of its own
+    /// cannot be told from another that says the same.
+    #[must_use]
+    pub fn of_task(task: &Task) -> Option<Self> {
+        Some(Self::new(task.id.as_ref()?, task.origin.as_ref()))
+    }
+
+    /// Of the task of a record.
+    #[must_use]
+    pub fn of_record(record: &Record) -> Self {
+        Self::of(&record.task, record.producer.as_deref().zip(record.sequence))
+    }
+
+    fn of(id: &TaskId, origin: Option<(&str, u64)>) -> Self {
+        let mut hash = Xxh3::new();
+        hash.update(id.as_str().as_bytes());
+        if let Some((producer, sequence)) = origin {
+            hash.update(&[0]);
+            hash.update(producer.as_bytes());
+            hash.update(&sequence.to_le_bytes());
+        }
+        Self(hash.digest128().to_le_bytes())
+    }
+}
+
+/// The tasks that some part of the journal records as Executed.
+#[derive(Debug, Clone, Default)]
+pub struct Executed(HashSet<Fingerprint>);
+
+impl Executed {
+    /// Takes note of what a batch says. Of batches that were written twice too.
+    pub fn note(&mut self, batch: &Batch) {
+        let executed = batch.records.iter().filter(|r| r.outcome == Outcome::Executed);
+        self.0.extend(executed.map(Fingerprint::of_record));
+    }
+
+    /// Whether this task, this copy of it or another, was executed.
+    #[must_use]
+    pub fn contains(&self, task: &Task) -> bool {
+        Fingerprint::of_task(task).is_some_and(|task| self.0.contains(&task))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Reads the journal, from some time on and to its present end, or for ever.
+
+use std::time::{Duration, SystemTime};
+
+use futures_lite::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, LongString};
+use lapin::{Channel, Connection, Consumer};
+
+use crate::protocol::journal::Batch;
+use crate::protocol::names::Namespace;
+use crate::rabbit::connection::{arguments, close};
+use crate::rabbit::consumer::counts;
+use crate::rabbit::envelope;
+use crate::rabbit::error::{Doing, Error, reply};
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start {
+    /// With the oldest record that is kept.
+    First,
+    /// With what was recorded from then on, by the broker's clock, and a little
+    /// before.
+    Since(SystemTime),
+}
+
+/// Reads batches as they were written: some may be there twice.
+pub(crate) struct JournalReader {
+    channel: Channel,
+    consumer: Consumer,
+    stream: String,
+    /// Offset of the last batch that was there when it was opened.
+    last: Option<u64>,
+    /// Where we are.
+    offset: Option<u64>,
+    unacked: u16,
+    /// Of the last delivery.
+    tag: u64,
+}
+
+/// Batches that are on their way, at the most. An ack for every half.
+const CREDIT: u16 = 128;
+
+/// The end of a stream is told by no message. Its last chunk comes at once when
+/// it is asked for; this is a broker that is very busy.
+const LAST_TIMEOUT: Duration = Duration::from_secs(2);
+/// The rest of the last chunk follows at once.
+const CHUNK_TIMEOUT: Duration = Duration::from_millis(200);
+
+impl JournalReader {
+    /// Opens the journal of a namespace. With `to_end`, it notes where that is
+    /// now: see [`JournalReader::next_before_end`].
+    pub(crate) async fn open(
+        connection: &Connection,
+        namespace: &Namespace,
+        start: Start,
+        to_end: bool,
+    ) -> Result<Self, Error> {
+        let stream = namespace.journal();
+        let last = if to_end { last_offset(connection, namespace).await? } else { None };
+        let offset = match start {
+            Start::First => AMQPValue::LongString(LongString::from("first")),
+            Start::Since(time) => {
+                let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                AMQPValue::Timestamp(since.as_secs())
+            }
+        };
+        let (channel, consumer) = consume(connection, namespace, offset).await?;
+        Ok(Self { channel, consumer, stream, last, offset: None, unacked: 0, tag: 0 })
+    }
+
+    /// The next batch; what cannot be read is left out, with a warning.
+    ///
+    /// # Errors
+    /// When the channel is gone.
+    ///
+    /// # Cancel safety
+    /// No batch is lost.
+    pub(crate) async fn next(&mut self) -> Result<Batch, Error> {
+        loop {
+            if let Some(batch) = self.read().await? {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// The next batch of those that were there when it was opened; errors and
+    /// cancel safety as in [`JournalReader::next`].
+    pub(crate) async fn next_before_end(&mut self) -> Result<Option<Batch>, Error> {
+        while !self.is_at_end() {
+            if let Some(batch) = self.read().await? {
+                return Ok(Some(batch));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read(&mut self) -> Result<Option<Batch>, Error> {
+        // An ack first: what was read is with the caller.
+        if self.unacked >= CREDIT / 2 {
+            let options = BasicAckOptions { multiple: true };
+            let ack = self.channel.basic_ack(self.tag, options);
+            ack.await.doing(format!("read {}", self.stream))?;
+            self.unacked = 0;
+        }
+        let delivery = self.consumer.next().await.ok_or_else(|| Error::Broker {
+            doing: format!("read {}", self.stream),
+            source: "the broker ended the reading".into(),
+        })?;
+        let delivery = delivery.doing(format!("read {}", self.stream))?;
+        self.unacked += 1;
+        self.tag = delivery.delivery_tag;
+        let offset = envelope::number(&delivery.properties, OFFSET);
+        self.offset = offset.and_then(|offset| u64::try_from(offset).ok());
+        match Batch::read(&delivery.data) {
+            Ok(batch) => Ok(Some(batch)),
+            Err(error) => {
+                tracing::warn!(offset = self.offset, %error, "in the journal");
+                Ok(None)
+            }
+        }
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.last.is_none_or(|last| self.offset.is_some_and(|offset| offset >= last))
+    }
+
+    /// Where it is, and where the end was: both count messages.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        (self.offset.unwrap_or(0), self.last.unwrap_or(0))
+    }
+
+    /// Ends the reading.
+    pub(crate) async fn close(self) {
+        close(&self.channel).await;
+    }
+}
+
+/// The header that says which message of its stream one is.
+const OFFSET: &str = "x-stream-offset";
+
+async fn consume(
+    connection: &Connection,
+    namespace: &Namespace,
+    offset: AMQPValue,
+) -> Result<(Channel, Consumer), Error> {
+    let stream = namespace.journal();
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    channel.basic_qos(CREDIT, BasicQosOptions::default()).await.doing("set the prefetch")?;
+    let consumer = channel
+        .basic_consume(
+            stream.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            arguments([("x-stream-offset", offset)]),
+        )
+        .await;
+    match consumer {
+        Ok(consumer) => Ok((channel, consumer)),
+        Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => {
+            Err(Error::JournalMissing { namespace: namespace.to_string() })
+        }
+        Err(error) => Err(Error::from_lapin(format!("read {stream}"), error)),
+    }
+}
+
+/// Offset of the last message; `None` if there is none.
+async fn last_offset(connection: &Connection, namespace: &Namespace) -> Result<Option<u64>, Error> {
+    let last = AMQPValue::LongString(LongString::from("last"));
+    let (channel, mut consumer) = consume(connection, namespace, last).await?;
+    let mut offset = None;
+    let mut wait = LAST_TIMEOUT;
+    while let Ok(Some(delivery)) = tokio::time::timeout(wait, consumer.next()).await {
+        let delivery = delivery.doing(format!("read {}", namespace.journal()))?;
+        offset = envelope::number(&delivery.properties, OFFSET);
+        wait = CHUNK_TIMEOUT;
+        let ack = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default());
+        ack.await.doing(format!("read {}", namespace.journal()))?;
+    }
+    close(&channel).await;
+    Ok(offset.and_then(|offset| u64::try_from(offset).ok()))
+}
+
+/// Makes sure that the namespace has a journal.
+///
+/// # Errors
+/// [`Error::JournalMissing`] when it was set up by an older keylane.
+pub(crate) async fn check(connection: &Connection, namespace: &Namespace) -> Result<(), Error> {
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    let stream = namespace.journal();
+    match counts(&channel, &stream).await? {
+        Some(_) => close(&channel).await,
+        None => return Err(Error::JournalMissing { namespace: namespace.to_string() }),
+    }
+    Ok(())
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    use std::time::Duration;
+
+    use crate::protocol::journal::{Audit, Batch, Executed, Written};
+
+    /// A message of the journal.
+    pub fn journal(bytes: &[u8]) {
+        let Ok(batch) = Batch::read(bytes) else { return };
+        let stored = serde_json::to_vec(&batch).unwrap_or_default();
+        assert_eq!(Batch::read(&stored).ok().as_ref(), Some(&batch));
+        let (mut audit, mut written) = (Audit::new(Duration::ZERO), Written::default());
+        let findings = audit.note(batch.clone());
+        let report = audit.report();
+        assert_eq!(report.findings, findings.len() as u64);
+        assert!(report.executed <= report.executions && !report.to_string().is_empty());
+        assert!(findings.iter().all(|finding| !finding.to_string().is_empty()));
+        assert!(written.is_new(&batch) && !written.is_new(&batch));
+        let mut executed = Executed::default();
+        executed.note(&batch);
+        assert!(executed.len() as u64 <= report.executions);
+        assert!(audit.note(batch).is_empty(), "it was read before");
+        assert_eq!(audit.report(), report);
+    }
+}

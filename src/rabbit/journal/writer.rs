@@ -1,0 +1,226 @@
+//! Writes records as groups: whatever is there when a batch was confirmed makes
+//! the next one. One batch is on its way at a time, so their order is that of
+//! their numbers, and one that is lost is simply written again.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use uuid::Uuid;
+
+use crate::backoff::Backoff;
+use crate::protocol::journal::{Batch, Record};
+use crate::protocol::ownership::WorkerId;
+use crate::rabbit::publisher::{Publisher, Route};
+
+/// Where a record stands among those of its writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Position(u64);
+
+impl Position {
+    /// Of a record that is waited for by nobody.
+    const ANY: Self = Self(u64::MAX);
+}
+
+/// Records of a batch, at the most: some hundred kilobytes of them.
+const BATCH: usize = 512;
+
+/// How long the first record of a batch waits for others. Acks wait longer for
+/// one another, so it delays none, and saves the broker most of the messages.
+const LINGER: Duration = Duration::from_millis(20);
+
+/// How long acks wait for a broker that does not take records: one that runs low
+/// on memory takes none until somebody has worked its queues off. After that,
+/// work goes on, and the records are written when that is possible again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Records that are kept for a broker that takes none. Older ones are given up,
+/// which a reader sees by the number that they would have had.
+const KEPT: usize = 100_000;
+
+/// Time to write what is left, when the worker ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The journal, as one worker process writes it.
+pub(crate) struct Journal {
+    state: Mutex<State>,
+    wake: Notify,
+    /// Nobody waits for records up to here.
+    settled: watch::Sender<Position>,
+    writer: Arc<str>,
+    task: Mutex<Option<AbortHandle>>,
+    publisher: Publisher,
+}
+
+#[derive(Default)]
+struct State {
+    records: VecDeque<Record>,
+    appended: Position,
+    marks: Vec<oneshot::Sender<u64>>,
+    /// Records that were given up, and will be missed.
+    lost: bool,
+    closing: bool,
+}
+
+impl Journal {
+    /// Starts to write. `publisher` waits for a lost broker, for ever.
+    pub(crate) fn start(publisher: Publisher, stream: &str, worker: WorkerId) -> Arc<Self> {
+        let journal = Arc::new(Self {
+            state: Mutex::default(),
+            wake: Notify::new(),
+            settled: watch::Sender::new(Position::default()),
+            writer: Uuid::new_v4().simple().to_string().into(),
+            task: Mutex::default(),
+            publisher,
+        });
+        let writing = Arc::clone(&journal).write(Route::queue(stream), worker);
+        let handle = tokio::spawn(writing).abort_handle();
+        *journal.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
+        journal
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who writes: names this run of the worker in its batches.
+    pub(crate) fn writer(&self) -> &Arc<str> {
+        &self.writer
+    }
+
+    /// Adds a record. It is in the journal when its position is settled.
+    pub(crate) fn append(&self, record: Record) -> Position {
+        let mut state = self.state();
+        if state.records.len() == KEPT {
+            state.records.pop_front();
+            state.lost = true;
+        }
+        state.records.push_back(record);
+        state.appended.0 += 1;
+        let position = state.appended;
+        drop(state);
+        self.wake.notify_one();
+        position
+    }
+
+    /// Up to where the broker has confirmed, or is not waited for.
+    pub(crate) fn settled(&self) -> watch::Receiver<Position> {
+        self.settled.subscribe()
+    }
+
+    /// Writes a batch, if need be an empty one, and says its number when it is
+    /// confirmed. What others have recorded until now stands before it.
+    pub(crate) async fn mark(&self) -> Option<u64> {
+        let (sender, number) = oneshot::channel();
+        self.state().marks.push(sender);
+        self.wake.notify_one();
+        number.await.ok()
+    }
+
+    /// Writes what is left and closes the connection.
+    pub(crate) async fn close(&self) {
+        self.state().closing = true;
+        self.wake.notify_one();
+        let written = async {
+            let appended = self.state().appended;
+            // The sender is ours.
+            self.settled().wait_for(|settled| *settled >= appended).await.is_ok()
+        };
+        if timeout(CLOSE_TIMEOUT, written).await.is_err() {
+            tracing::warn!("the last records could not be written to the journal");
+        }
+        self.publisher.close().await;
+    }
+
+    async fn write(self: Arc<Self>, route: Route, worker: WorkerId) {
+        let mut number = 0;
+        loop {
+            self.wake.notified().await;
+            loop {
+                let batch_is_full = || self.state().records.len() >= BATCH;
+                let urgent = {
+                    let state = self.state();
+                    if state.records.is_empty() && state.marks.is_empty() {
+                        break;
+                    }
+                    state.closing || !state.marks.is_empty()
+                };
+                if !urgent && !batch_is_full() {
+                    sleep(LINGER).await;
+                }
+                let (records, last, marks) = {
+                    let mut state = self.state();
+                    // A number that is never written shows what was given up.
+                    number += u64::from(std::mem::take(&mut state.lost));
+                    let count = state.records.len().min(BATCH);
+                    let records: Vec<_> = state.records.drain(..count).collect();
+                    let last = Position(state.appended.0 - state.records.len() as u64);
+                    (records, last, std::mem::take(&mut state.marks))
+                };
+                let batch = Batch {
+                    v: Batch::VERSION,
+                    writer: Arc::clone(&self.writer),
+                    number,
+                    worker: worker.clone(),
+                    records,
+                };
+                match serde_json::to_vec(&batch) {
+                    Ok(body) => self.commit(&route, body.into()).await,
+                    Err(error) => tracing::error!(%error, "a batch of records is lost"),
+                }
+                self.settled.send_replace(last);
+                for mark in marks {
+                    // Who asked may have given up.
+                    mark.send(number).ok();
+                }
+                number += 1;
+            }
+        }
+    }
+
+    /// Publishes a batch until it is confirmed.
+    async fn commit(&self, route: &Route, body: Bytes) {
+        let deadline = Instant::now() + PATIENCE;
+        let confirmed = async {
+            let mut backoff = Backoff::new(None);
+            loop {
+                let properties = BasicProperties::default()
+                    .with_content_type("application/json".into())
+                    .with_delivery_mode(2);
+                let sent = self.publisher.send(route, properties, body.clone(), None).await;
+                let result = match sent {
+                    Ok(sent) => sent.confirmed().await,
+                    Err(error) => Err(error),
+                };
+                let Err(error) = result else { return };
+                let delay = backoff.next().unwrap_or_default();
+                tracing::warn!(%error, retry_in = ?delay, "the journal was not written");
+                sleep(delay).await;
+            }
+        };
+        tokio::pin!(confirmed);
+        tokio::select! {
+            () = &mut confirmed => return,
+            () = sleep_until(deadline) => {}
+        }
+        tracing::error!(
+            "the broker takes no records: tasks are acked without one until it does again"
+        );
+        self.settled.send_replace(Position::ANY);
+        confirmed.await;
+        tracing::info!("the broker takes records again");
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
+    }
+}

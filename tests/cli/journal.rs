@@ -1,0 +1,137 @@
+//! `keylane verify`, `task` and `history`; and workers that are killed between a
+//! record and its ack.
+
+#![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
+
+use serde_json::Value;
+
+use super::user::{Ran, User};
+
+const TASKS: usize = 40;
+
+fn publish(user: &User) {
+    let lines: String =
+        (0..TASKS).map(|n| format!("{{\"r\":\"r{}\",\"id\":\"t{n}\"}}\n", n % 4)).collect();
+    let input = user.file("tasks.ndjson", lines);
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r", "--id", "/id"]);
+}
+
+fn json(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+}
+
+fn recorded(user: &User) -> u64 {
+    json(&user.succeeds(&["verify", "--json"]))["report"]["executions"].as_u64().unwrap()
+}
+
+const EXEC: &str = r#"echo "$KEYLANE_TASK_ID" >>done.log"#;
+
+/// Executes all tasks, and is killed when nothing of that is acked. Returns what
+/// the next worker then did.
+fn killed_before_its_acks(user: &User, journal: &[&str]) -> Value {
+    publish(user);
+    // Acks wait for one another, for an hour.
+    let late = [&["work", "--exec", EXEC, "--ack-delay", "1h", "--id", "one"], journal].concat();
+    let worker = user.starts(&late);
+    user.waits_for("all executions", || user.lines_of("done.log").len() == TASKS);
+    if journal.is_empty() {
+        user.waits_for("all records", || recorded(user) == TASKS as u64);
+    }
+    worker.signal("KILL");
+    worker.ends();
+    let next = [&["work", "--exec", EXEC, "--json", "--id", "two"], journal].concat();
+    let worker = user.starts(&next);
+    user.waits_for_quiet();
+    worker.signal("TERM");
+    let ran = worker.ends();
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    json(&ran)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_recorded_is_not_executed_again() {
+    let user = User::with_partitions(4).await;
+    let next = killed_before_its_acks(&user, &[]);
+    assert_eq!(user.lines_of("done.log").len(), TASKS, "executed again");
+    let tasks = Value::from(TASKS);
+    assert_eq!([&next["redelivered"], &next["suppressed"]], [&tasks, &tasks]);
+    assert_eq!(next["executed"], 0);
+    assert_eq!(recorded(&user), TASKS as u64);
+}
+
+/// Which the test above would not notice if nothing was redelivered at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_journal_it_is() {
+    let user = User::with_partitions(4).await;
+    let next = killed_before_its_acks(&user, &["--no-journal"]);
+    assert_eq!(user.lines_of("done.log").len(), 2 * TASKS);
+    assert_eq!([&next["suppressed"], &next["executed"]], [&Value::from(0), &Value::from(TASKS)]);
+    assert_eq!(recorded(&user), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_and_histories_are_shown() {
+    let user = User::with_partitions(4).await;
+    let said = user.run(&["task", "t5"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("never published"), "{said:?}");
+    let said = user.succeeds(&["history", "--resource", "r1"]);
+    assert!(said.out.is_empty() && said.err.contains("\"r1\""), "{said:?}");
+    publish(&user);
+    let script = r#"[ "$KEYLANE_TASK_ID" = t5 ] && { echo "no such account" >&2; exit 1; }; true"#;
+    let worker =
+        user.starts(&["work", "--exec", script, "--attempts", "2", "--retry-delay", "1ms"]);
+    user.waits_for_quiet();
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+
+    let said = user.succeeds(&["task", "t5"]);
+    for words in ["t5: dead-lettered", "resource r1", "no such account", "failed"] {
+        assert!(said.out.contains(words), "{words}: {said:?}");
+    }
+    let task = json(&user.succeeds(&["task", "t5", "--json"]));
+    assert_eq!(task["state"], "dead_lettered");
+    let outcomes: Vec<_> = task["attempts"].as_array().unwrap().iter().collect();
+    assert_eq!(
+        outcomes.iter().map(|a| &a["outcome"]).collect::<Vec<_>>(),
+        ["failed", "failed", "dead_lettered"]
+    );
+    assert_eq!(json(&user.succeeds(&["task", "t6", "--json"]))["state"], "executed");
+
+    let said = user.succeeds(&["history", "--resource", "r1", "--json"]);
+    let lines = said.out.lines().map(|line| serde_json::from_str(line).unwrap());
+    let executed = |record: &Value| record["outcome"] == "executed";
+    let ids: Vec<String> = lines
+        .filter(executed)
+        .map(|record: Value| record["task"].as_str().unwrap().to_owned())
+        .collect();
+    let expected = (0..TASKS).filter(|n| n % 4 == 1 && *n != 5).map(|n| format!("t{n}"));
+    assert_eq!(ids, expected.collect::<Vec<_>>(), "in order");
+    let last = user.succeeds(&["history", "--resource", "r1", "--last", "2"]);
+    assert_eq!(last.out.lines().count(), 3, "a heading and two lines: {last:?}");
+
+    let said = user.succeeds(&["verify"]);
+    for words in ["39 tasks executed, 1 dead-lettered, 0 still open", "0 violations"] {
+        assert!(said.out.contains(words), "{words}: {said:?}");
+    }
+    let said = json(&user.succeeds(&["verify", "--json", "--resource", "r1"]));
+    assert_eq!(said["report"]["executed"], 9);
+    user.fails(2, &["verify", "--since", "yesterday"], &["--since", "2h"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_executed_is_followed() {
+    let user = User::with_partitions(4).await;
+    let follower = user.starts(&["verify", "--follow", "--json"]);
+    publish(&user);
+    let worker = user.starts(&["work", "--exec", "true"]);
+    user.waits_for("all records", || recorded(&user) == TASKS as u64);
+    worker.signal("TERM");
+    worker.ends();
+    // It has read what we have read, a moment later.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    follower.signal("INT");
+    let ran = follower.ends();
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(json(&ran)["report"]["executed"], TASKS);
+}
