@@ -166,8 +166,9 @@ async fn tokens_rise_whatever_happens(version: Version) {
     killed.kill().await;
     // What the killed one ran comes first.
     let cut = start("cut", &open);
-    let before = tokens.until(3).await.len();
-    seen = before;
+    seen = tokens.until(3).await.len();
+    // Until its ack is out, the stretch is still the same one.
+    all_settled(&connect).await;
     let mut next = async |worker: &str| {
         publish(&connect, [task("r", sequence)]).await;
         (seen, sequence) = (seen + 1, sequence + 1);

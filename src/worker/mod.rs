@@ -1,8 +1,10 @@
 //! Executes tasks: consumes all partitions, and runs those that it owns.
 
 mod attempt;
+mod held;
 mod mint;
 mod owner;
+mod recording;
 mod session;
 mod stints;
 mod tenure;

@@ -4,60 +4,42 @@
 //! Everything here dies with the channel: no delivery is ever settled on
 //! another one, and no handler outlives it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
 
 use super::Execute;
 use super::attempt::{self, Caution, DEAD_LETTER_RETRY, Ended};
+use super::held::HeldDelivery;
 use super::mint::Mint;
 use super::owner::Outbid;
+use super::recording::Recording;
 use super::session::Session;
 use super::stints::Stint;
 use crate::handler::Attempt;
 use crate::protocol::crashes::{Suspicion, judge};
+use crate::protocol::fence::FencingToken;
 use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::names::Namespace;
-use crate::protocol::result::TaskResult;
-use crate::protocol::settlement::{Ack, DeliveryTag};
+use crate::protocol::settlement::DeliveryTag;
 use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
 use crate::rabbit::dead_letters::{Obituary, bury};
 use crate::rabbit::error::Error;
-use crate::rabbit::journal::{Journal, Lately, Position};
+use crate::rabbit::journal::Lately;
 
 /// Acks are sent when so many wait, however young they are: the broker gains
 /// nothing from more at once.
 const ACK_BATCH: usize = 64;
-
-/// A delivery that is not settled.
-struct HeldDelivery {
-    delivery: Arc<Delivery>,
-    /// `None` if it is no task.
-    task: Option<(TaskId, Task)>,
-    suspicion: Suspicion,
-    /// The number of its last attempt here, and the time it had.
-    attempt: u32,
-    stint: Arc<Stint>,
-    /// Why it goes to the dead letters.
-    obituary: Option<String>,
-}
-
-impl HeldDelivery {
-    fn new(delivery: Delivery, task: Option<(TaskId, Task)>, suspicion: Suspicion) -> Self {
-        let delivery = Arc::new(delivery);
-        Self { delivery, task, suspicion, attempt: 0, stint: Arc::default(), obituary: None }
-    }
-}
 
 /// See the [module](self).
 pub(super) struct Tenure<'a, E> {
@@ -75,12 +57,7 @@ pub(super) struct Tenure<'a, E> {
     /// A slot that the next start takes.
     slot: Option<OwnedSemaphorePermit>,
     claims: Option<Arc<ClaimRegister>>,
-    journal: Option<Arc<Journal>>,
-    settled: Option<watch::Receiver<Position>>,
-    /// Of our last record.
-    recorded: Position,
-    /// What waits for its record.
-    acks: VecDeque<(Position, Ack)>,
+    recording: Recording,
     /// Since when the partition is ours, at the latest; and what was executed by
     /// then.
     owned_since: Option<Instant>,
@@ -131,8 +108,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
     ) -> Self {
         let lanes = Lanes::new(session.shared.options.retry, (index as u64) << 32);
         let slots = PollSemaphore::new(Arc::clone(&session.shared.slots));
-        let journal = session.shared.journal().cloned();
-        let settled = journal.as_ref().map(|journal| journal.settled());
+        let recording = Recording::new(session.shared.journal().cloned());
         let mint = Mint::new(session.topology.generation, queue);
         Self {
             session,
@@ -147,10 +123,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slots,
             slot: None,
             claims: None,
-            journal,
-            settled,
-            recorded: Position::default(),
-            acks: VecDeque::new(),
+            recording,
             owned_since: None,
             executed: None,
             mint,
@@ -197,7 +170,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         }
         // What was not executed is still unsettled.
         if self.session.hands_back && !lost {
-            let holds = !self.deliveries.is_empty() || !self.acks.is_empty();
+            let holds = !self.deliveries.is_empty() || self.recording.holds_acks();
             self.channel.hand_back(&self.session.connection, holds).await;
         } else {
             self.channel.close().await;
@@ -217,11 +190,20 @@ impl<'a, E: Execute> Tenure<'a, E> {
         {
             self.timer.as_mut().reset(due);
         }
-        let waits = !self.acks.is_empty();
+        let waits = self.recording.holds_acks();
         let Self {
-            session, index, lanes, running, dead_letters, slots, channel, timer, mint, ..
+            session,
+            index,
+            lanes,
+            running,
+            dead_letters,
+            slots,
+            channel,
+            timer,
+            mint,
+            recording,
+            ..
         } = self;
-        let settled = self.settled.as_mut();
         if !lanes.wants_slot() {
             // Whoever stands in line is given a slot, wanted or not.
             *slots = PollSemaphore::new(slots.clone_inner());
@@ -238,7 +220,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 Ok(tag) => Event::DeadLettered(tag),
                 Err(_) => Event::Abort,
             },
-            () = changed(settled), if waits => Event::Recorded,
+            () = recording.progress(), if waits => Event::Recorded,
             () = timer.as_mut(), if due.is_some() => Event::Timer,
             () = mint.due() => Event::Mint,
             slot = poll_fn(|context| slots.poll_acquire(context)), if lanes.wants_slot() => {
@@ -296,7 +278,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.apply(Input::Flush)?;
         }
         let go = self.act().await?;
-        if self.lanes.unsettled() == 0 && self.lanes.pending_acks() == 0 && self.acks.is_empty() {
+        let waits_for_records = self.recording.holds_acks();
+        if self.lanes.unsettled() == 0 && self.lanes.pending_acks() == 0 && !waits_for_records {
             self.mint.release();
         }
         if self.lanes.pending_acks() == 0 {
@@ -439,9 +422,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 counters.executed.fetch_add(1, Ordering::Relaxed);
                 if let Some(held) = self.deliveries.remove(&tag) {
                     let record = self.record_of(&held, journal::Outcome::Executed);
-                    self.append(
-                        record.map(|record| Record { result: kept(&held, result), ..record }),
-                    );
+                    let result = held.kept(result);
+                    self.append(record.map(|record| Record { result, ..record }));
                 }
             }
             Outcome::Failed { reason, .. } | Outcome::Dead { reason } => {
@@ -465,47 +447,26 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 Output::DeadLetter { tag, attempts, reason } => {
                     self.dead_letter(tag, attempts, reason);
                 }
-                Output::Ack(ack) => self.acks.push_back((self.recorded, ack)),
+                Output::Ack(ack) => self.recording.ack_later(ack),
                 // The handlers are stopped together, when the tenure ends.
                 Output::Abort(_) => {}
                 Output::CloseChannel => go = Go::Closed,
             }
         }
-        self.ack_recorded().await?;
+        self.recording.ack(&self.channel).await?;
         // A slot that nothing took goes to another partition.
         self.slot = None;
         Ok(go)
     }
 
-    /// Whether nothing has to be waited for before this record's delivery is acked.
-    fn is_recorded(&self, position: Position) -> bool {
-        self.settled.as_ref().is_none_or(|settled| *settled.borrow() >= position)
-    }
-
-    /// Sends the acks of what is in the journal.
-    async fn ack_recorded(&mut self) -> Result<(), Error> {
-        while let Some((position, ack)) = self.acks.front().copied() {
-            if !self.is_recorded(position) {
-                break;
-            }
-            self.channel.ack(ack).await?;
-            self.acks.pop_front();
-        }
-        Ok(())
-    }
-
     /// Acks what was executed, and has all that was done here in the journal before
     /// the next owner begins.
     async fn settle(&mut self) {
-        if let Some(settled) = &mut self.settled {
-            // An error is the end of the journal, and of the worker.
-            let recorded = settled.wait_for(|settled| *settled >= self.recorded);
-            tokio::select! {
-                recorded = recorded => drop(recorded),
-                () = self.session.lost.cancelled() => return,
-            }
-        }
-        if let Err(error) = self.ack_recorded().await {
+        let settled = tokio::select! {
+            settled = self.recording.settle(&self.channel) => settled,
+            () = self.session.lost.cancelled() => return,
+        };
+        if let Err(error) = settled {
             tracing::debug!(queue = self.queue, %error, "the last acks are lost");
         }
     }
@@ -520,44 +481,17 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     fn append(&mut self, record: Option<Record>) {
-        if let (Some(journal), Some(record)) = (&self.journal, record) {
-            self.recorded = journal.append(record);
+        if let Some(record) = record {
+            self.recording.append(record);
         }
     }
 
     /// `None` if it is no task, if its handler never began, or without a journal.
     fn record_of(&self, held: &HeldDelivery, outcome: journal::Outcome) -> Option<Record> {
-        self.journal.as_ref()?;
-        let (id, task) = held.task.as_ref()?;
-        let (slot, at_us, took_us) = match outcome {
-            journal::Outcome::DeadLettered => (None, self.session.shared.stints.now_us(), 0),
-            journal::Outcome::Executed
-            | journal::Outcome::Failed
-            | journal::Outcome::Aborted
-            | journal::Outcome::Lost => {
-                let (slot, at_us, took_us) = held.stint.times()?;
-                (Some(slot), at_us, took_us)
-            }
-        };
-        let mut record = Record {
-            task: id.clone(),
-            resource: task.resource.clone(),
-            partition: self.session.topology.partition_of(&task.resource),
-            epoch: self.mint.token().map(|token| token.epoch().get()),
-            slot,
-            attempt: held.attempt,
-            at_us,
-            took_us,
-            outcome,
-            reason: None,
-            result: TaskResult::NONE,
-            producer: None,
-            sequence: None,
-            republished: false,
-            redelivered: held.delivery.redelivered,
-        };
-        record.set_origin(task.origin.as_ref());
-        Some(record)
+        let (_, task) = held.task.as_ref().filter(|_| self.recording.records())?;
+        let partition = self.session.topology.partition_of(&task.resource);
+        let epoch = self.mint.token().map(FencingToken::epoch);
+        held.record(outcome, partition, epoch, self.session.shared.stints.now_us())
     }
 
     fn start(&mut self, tag: DeliveryTag, number: u32) {
@@ -641,26 +575,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let held = &self.session.held[self.index];
         held.note(self.lanes.unsettled(), self.lanes.running());
     }
-}
-
-/// A result, if it may be kept.
-fn kept(held: &HeldDelivery, result: TaskResult) -> TaskResult {
-    result.kept().unwrap_or_else(|bytes| {
-        let task = held.task.as_ref().map(|(id, _)| id.as_str());
-        let most = TaskResult::MAX_BYTES;
-        tracing::warn!(task, bytes, most, "its result is too long and was left out");
-        TaskResult::NONE
-    })
-}
-
-/// Waits until the journal has more.
-async fn changed(settled: Option<&mut watch::Receiver<Position>>) {
-    if let Some(settled) = settled
-        && settled.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 /// What a panic said.
