@@ -95,6 +95,13 @@ impl Namespace {
         format!("{self}.inbox")
     }
 
+    /// Queue of the token by which one connection of a worker is told whether its node
+    /// is cut off. It vanishes when it is not used.
+    #[must_use]
+    pub fn pulse(&self, id: &str) -> String {
+        format!("{self}.pulse.{id}")
+    }
+
     /// Fanout exchange on which workers greet one another and are asked how
     /// they are.
     #[must_use]

@@ -102,6 +102,13 @@ impl Connect {
         }
     }
 
+    /// Tries the next node first, and the first one last.
+    #[must_use]
+    pub(crate) fn with_next_node_first(mut self) -> Self {
+        self.nodes.rotate_left(1);
+        self
+    }
+
     /// The namespace in use.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {

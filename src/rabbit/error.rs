@@ -151,6 +151,15 @@ pub enum Error {
         /// Since the last question that it answered.
         seconds: u64,
     },
+    /// The broker's node has lost the others for so long that they may give away
+    /// what it has handed out.
+    #[error(
+        "the broker's node has not reached a majority of its cluster for {seconds} s: what runs is aborted before it is given to another worker"
+    )]
+    Minority {
+        /// Since it last did.
+        seconds: u64,
+    },
     /// Anything else, usually a lost connection.
     #[error("cannot {doing}: {source}")]
     Broker {
@@ -167,7 +176,10 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broker { .. } => true,
+            Self::Unreachable { .. }
+            | Self::Silent { .. }
+            | Self::Minority { .. }
+            | Self::Broker { .. } => true,
             Self::BadUrl { .. }
             | Self::BadTlsFile { .. }
             | Self::NotEncrypted { .. }

@@ -19,5 +19,6 @@ pub(crate) mod purge;
 pub(crate) mod raw;
 pub(crate) mod status;
 mod tls;
+pub(crate) mod token;
 pub(crate) mod topology;
 pub(crate) mod version;

@@ -1,53 +1,116 @@
-//! Whether the broker still knows that we are there.
+//! Whether the broker still knows that we are there, and whether our node still
+//! belongs to the cluster.
 //!
 //! A broker that hears nothing of a client for two heartbeats may give its
 //! partitions away, and the client library notices the silence at about the
-//! same time. A worker has to be earlier. So it asks for an answer again and
-//! again: when one comes, the broker has heard of us since the question was
-//! *sent*, and will wait for two heartbeats from then. Our handlers are stopped
-//! after one, which leaves as long to stop them. It is a lease on the connection,
-//! in the sense of Gray and Cheriton ("Leases", 1989), of one heartbeat.
+//! same time. A node that is cut off from its peers goes on serving its clients,
+//! while the others give away what those had. A worker has to be earlier than both.
+//! So it asks again and again:
+//!
+//! - for an answer of the broker: when one comes, the broker has heard of us since
+//!   the question was *sent*, and will wait for two heartbeats from then;
+//! - for a *token*, the one message of a replicated queue of our own, which we give back
+//!   and are handed again. That takes a majority of the nodes: when it comes,
+//!   our node was one of them after we gave it back.
+//!
+//! Our handlers are stopped when either has not come for one heartbeat. It is a
+//! lease, in the sense of Gray and Cheriton ("Leases", 1989).
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use lapin::Connection;
 use lapin::options::BasicQosOptions;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::{Doing, Error};
+use super::token::Token;
+
+/// So many questions in the time of a lease.
+const QUESTIONS: u32 = 5;
 
 /// Comes back with an error when the lease has run out, or the connection is
 /// lost; never if the connection has no heartbeat, since nobody gives up then.
-pub(crate) async fn lost(connection: &Connection) -> Error {
-    let heartbeat = Duration::from_secs(connection.configuration().heartbeat().into());
-    if heartbeat.is_zero() {
+/// `queue` is for the token, which is published over `side`.
+pub(crate) async fn lost(connection: &Connection, side: &Connection, queue: &str) -> Error {
+    let lease = Duration::from_secs(connection.configuration().heartbeat().into());
+    if lease.is_zero() {
         return std::future::pending().await;
     }
-    match watch(connection, heartbeat).await {
-        Ok(never) => match never {},
-        Err(error) => error,
+    let (answered, answers) = watch::channel(Some(Instant::now()));
+    // Until the token has come once, its absence says nothing: a broker that is out
+    // of memory takes none.
+    let (returned, returns) = watch::channel(None);
+    tokio::select! {
+        asked = ask(connection, lease / QUESTIONS, &answered) => match asked {
+            Ok(never) => match never {},
+            Err(error) => error,
+        },
+        seconds = expired(answers, lease) => Error::Silent { seconds },
+        never = pass_on(connection, side, queue, lease / QUESTIONS, &returned) => match never {},
+        seconds = expired(returns, lease) => Error::Minority { seconds },
     }
 }
 
-async fn watch(
+/// Asks the broker, and tells when the questions that it answered were asked.
+async fn ask(
     connection: &Connection,
-    heartbeat: Duration,
-) -> Result<std::convert::Infallible, Error> {
-    let mut answered = Instant::now();
-    let channel = connection.create_channel();
-    let Ok(channel) = timeout_at(answered + heartbeat, channel).await else {
-        return Err(Error::Silent { seconds: heartbeat.as_secs() });
-    };
-    let channel = channel.doing("open a channel")?;
+    pause: Duration,
+    answered: &watch::Sender<Option<Instant>>,
+) -> Result<Infallible, Error> {
+    let channel = connection.create_channel().await.doing("open a channel")?;
     loop {
-        sleep(heartbeat / 5).await;
+        sleep(pause).await;
         let asked = Instant::now();
         // The question changes nothing: this channel consumes nothing.
-        let answer = channel.basic_qos(1, BasicQosOptions::default());
-        let Ok(answer) = timeout_at(answered + heartbeat, answer).await else {
-            return Err(Error::Silent { seconds: answered.elapsed().as_secs() });
-        };
+        let answer = channel.basic_qos(1, BasicQosOptions::default()).await;
         answer.doing("ask whether the broker is there")?;
-        answered = asked;
+        answered.send_replace(Some(asked));
+    }
+}
+
+/// Sends the token round, and tells when it was sent each time that it came back.
+async fn pass_on(
+    connection: &Connection,
+    side: &Connection,
+    queue: &str,
+    pause: Duration,
+    returned: &watch::Sender<Option<Instant>>,
+) -> Infallible {
+    let mut warned = false;
+    loop {
+        let result: Result<Infallible, Error> = async {
+            let mut token = Token::place(connection, side, queue).await?;
+            loop {
+                let sent = Instant::now();
+                token.go_round().await?;
+                returned.send_replace(Some(sent));
+                sleep(pause).await;
+            }
+        }
+        .await;
+        let Err(error) = result;
+        if !std::mem::replace(&mut warned, true) {
+            tracing::warn!(%error, "cannot tell whether the broker's node is cut off, trying again");
+        }
+        sleep(pause).await;
+    }
+}
+
+/// Waits until the last answer is older than the lease, and tells how old.
+async fn expired(mut answers: watch::Receiver<Option<Instant>>, lease: Duration) -> u64 {
+    loop {
+        let last = *answers.borrow_and_update();
+        let over = async {
+            match last {
+                Some(asked) => sleep_until(asked + lease).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = over => return last.map_or(0, |asked| asked.elapsed().as_secs()),
+            Ok(()) = answers.changed() => {}
+        }
     }
 }

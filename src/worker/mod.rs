@@ -191,10 +191,11 @@ async fn run_sessions<E: Execute>(
 ) -> Result<(), Error> {
     let mut topology = None;
     let mut backoff = Backoff::new(None);
+    let mut connect = shared.connect.clone();
     loop {
         let started = Instant::now();
         // A task of its own: it ends what it began even if our caller forgets us.
-        let session = session::run(Arc::clone(shared), topology, shutdown.clone());
+        let session = session::run(Arc::clone(shared), connect.clone(), topology, shutdown.clone());
         let (known, result) = tokio::spawn(session).await.unwrap_or_else(|panic| {
             let doing = "run a session".to_owned();
             (topology, Err(Error::Broker { doing, source: Box::new(panic) }))
@@ -213,6 +214,8 @@ async fn run_sessions<E: Execute>(
                 let delay = backoff.next().unwrap_or_default();
                 tracing::warn!(%error, retry_in = ?delay, "lost the broker");
                 shared.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+                // That one may still accept connections, frozen or cut off as it is.
+                connect = connect.with_next_node_first();
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
                     () = shutdown.cancelled() => return Ok(()),

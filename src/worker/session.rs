@@ -7,18 +7,20 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::owner::{Outbid, Owner};
 use super::{Execute, Held, Shared, Source};
 use crate::protocol::ownership::{Weight, WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
-use crate::rabbit::connection::{Connection, close_connection};
+use crate::rabbit::connection::{Connect, Connection, close_connection};
 use crate::rabbit::control::{Control, Found, Said};
 use crate::rabbit::epoch;
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::{self, Journal, Lately, Window, recorded_lately};
 use crate::rabbit::publisher::{Publisher, Route};
 use crate::rabbit::pulse;
+use crate::rabbit::token;
 use crate::rabbit::topology;
 
 /// What the owners of one session share.
@@ -35,6 +37,8 @@ pub(super) struct Session<E> {
     pub(super) publisher: Publisher,
     pub(super) dead: Route,
     pub(super) held: Vec<Held>,
+    /// Queue of the token that shows whether our node is cut off.
+    pulse: String,
     /// The worker is to end.
     pub(super) drain: CancellationToken,
     /// For each queue: start nothing any more, and give up when nothing runs.
@@ -53,20 +57,21 @@ pub(super) struct Session<E> {
 /// topology back, if it could be read, and refuses to go on with another one.
 pub(super) async fn run<E: Execute>(
     shared: Arc<Shared<E>>,
+    connect: Connect,
     known: Option<Topology>,
     shutdown: CancellationToken,
 ) -> (Option<Topology>, Result<(), Error>) {
     let mut topology = known;
-    let result = run_on(&shared, &mut topology, &shutdown).await;
+    let result = run_on(&shared, &connect, &mut topology, &shutdown).await;
     (topology, result)
 }
 
 async fn run_on<E: Execute>(
     shared: &Arc<Shared<E>>,
+    connect: &Connect,
     known: &mut Option<Topology>,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let connect = &shared.connect;
     let connection = connect.open("worker").await?;
     let namespace = connect.namespace();
     let topology = topology::read(&connection, namespace).await?;
@@ -103,6 +108,7 @@ async fn run_on<E: Execute>(
         publisher: Publisher::new(connect.clone(), "worker, dead letters", topology, None),
         dead: Route::queue(&namespace.dead()),
         held: queues.iter().map(|_| Held::default()).collect(),
+        pulse: namespace.pulse(&Uuid::now_v7().simple().to_string()),
         drain: shutdown.child_token(),
         drains: queues.iter().map(|_| CancellationToken::new()).collect(),
         abort: shared.dropped.child_token(),
@@ -141,6 +147,11 @@ async fn run_on<E: Execute>(
         ears.abort();
     }
     session.publisher.close().await;
+    if result.is_ok()
+        && let Err(error) = token::remove(&session.side, &session.pulse).await
+    {
+        tracing::debug!(%error, "the broker removes it later");
+    }
     if let Some(session) = Arc::into_inner(session) {
         close_connection(session.side).await;
         close_connection(session.connection).await;
@@ -209,7 +220,7 @@ async fn supervise<E: Execute>(
     mut owners: JoinSet<Result<(), Error>>,
 ) -> Result<(), Error> {
     let mut result = Ok(());
-    let silence = pulse::lost(&session.connection);
+    let silence = pulse::lost(&session.connection, &session.side, &session.pulse);
     tokio::pin!(silence);
     let mut silent = false;
     let deadline = async {

@@ -34,7 +34,12 @@ impl Fleet {
     }
 
     /// Starts a worker. Its log goes into a file of the directory.
-    pub(super) fn join(&mut self, connect: &Connect, directory: &Path) -> anyhow::Result<()> {
+    pub(super) fn join(
+        &mut self,
+        connect: &Connect,
+        directory: &Path,
+        task_time: Option<Duration>,
+    ) -> anyhow::Result<()> {
         let id = format!("soak-{}", self.members.len() + 1);
         let log = File::create(directory.join(format!("{id}.log")))?;
         let binary = std::env::current_exe().context("cannot find the running program")?;
@@ -49,6 +54,9 @@ impl Fleet {
             // Ctrl-C is for us: we end them when everything is told.
             .process_group(0)
             .kill_on_drop(true);
+        if let Some(time) = task_time {
+            command.args(["--task-ms", &time.as_millis().to_string()]);
+        }
         hand_over(connect, &mut command);
         let mut child = command.spawn().context("cannot start a worker process")?;
         let stdout = child.stdout.take().context("the worker's output is piped")?;

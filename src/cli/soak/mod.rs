@@ -56,6 +56,14 @@ pub(super) struct Soak {
     /// `consumer_disconnected_timeout`, whose default this is
     #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
     consumer_disconnected: Duration,
+    /// After how much silence a worker stops what it runs, in whole seconds: less than
+    /// `--consumer-disconnected`, or two may execute a task when a node is cut off
+    #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
+    heartbeat: Duration,
+    /// How long each task takes [default: up to 6ms]; with more than 150ms there is a
+    /// backlog
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    task_time: Option<Duration>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,

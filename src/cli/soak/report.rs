@@ -14,6 +14,7 @@ pub(super) struct Report {
     pub(super) seed: u64,
     pub(super) net_ticktime_s: u64,
     pub(super) consumer_disconnected_s: u64,
+    pub(super) heartbeat_s: u64,
     pub(super) faults: Vec<FaultReport>,
     /// Confirmed tasks.
     pub(super) tasks: u64,

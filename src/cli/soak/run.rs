@@ -63,7 +63,10 @@ impl<S: Fn(&str)> Run<'_, S> {
         let namespace = Namespace::new("soak")?;
         let connect = |first: Node| -> anyhow::Result<Connect> {
             let urls = self.cluster.amqp_urls(first);
-            Ok(Connect::new(urls)?.with_namespace(namespace.clone()))
+            let seconds = self.soak.heartbeat.as_secs().max(1);
+            let urls: Vec<_> =
+                urls.split(',').map(|url| format!("{url}?heartbeat={seconds}")).collect();
+            Ok(Connect::new(urls.join(","))?.with_namespace(namespace.clone()))
         };
         let [first, second, third] = Node::ALL;
         let count = PartitionCount::new(PARTITIONS).context("a number of partitions")?;
@@ -71,7 +74,7 @@ impl<S: Fn(&str)> Run<'_, S> {
         let watch = Arc::new(Watch::new(PARTITIONS));
         let mut fleet = Fleet::new(Arc::clone(&watch));
         for node in Node::ALL {
-            fleet.join(&connect(node)?, self.directory)?;
+            fleet.join(&connect(node)?, self.directory, self.soak.task_time)?;
         }
         let all = resources(&topology)?;
         let (stop, mut producers) = (CancellationToken::new(), JoinSet::new());
@@ -101,6 +104,7 @@ impl<S: Fn(&str)> Run<'_, S> {
             seed: self.seed,
             net_ticktime_s: waits.net_ticktime.as_secs(),
             consumer_disconnected_s: waits.consumer_disconnected.as_secs(),
+            heartbeat_s: self.soak.heartbeat.as_secs().max(1),
             faults,
             tasks: published.total(),
             republished: published.republished,

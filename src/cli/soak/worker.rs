@@ -23,6 +23,9 @@ pub(in crate::cli) struct SoakWorker {
     /// Where the ground truth is
     #[arg(long)]
     directory: PathBuf,
+    /// How long each task takes; up to 6 ms if it is not given
+    #[arg(long)]
+    task_ms: Option<u64>,
 }
 
 /// What a worker tells, one line of JSON each.
@@ -61,7 +64,8 @@ impl SoakWorker {
         let connect = broker.connect()?;
         let truth = Arc::new(Truth::new(&self.directory));
         let options = WorkerOptions { id: self.id, ..WorkerOptions::default() };
-        let handler = handler_fn(move |attempt| execute(Arc::clone(&truth), attempt));
+        let task_ms = self.task_ms;
+        let handler = handler_fn(move |attempt| execute(Arc::clone(&truth), attempt, task_ms));
         let shutdown = CancellationToken::new();
         std::thread::spawn({
             let shutdown = shutdown.clone();
@@ -79,7 +83,7 @@ impl SoakWorker {
     }
 }
 
-async fn execute(truth: Arc<Truth>, attempt: Attempt) -> Result<(), Failure> {
+async fn execute(truth: Arc<Truth>, attempt: Attempt, task_ms: Option<u64>) -> Result<(), Failure> {
     let text = std::str::from_utf8(&attempt.task.payload);
     let Some(sequence) = text.ok().and_then(|text| text.parse().ok()) else {
         return Err(Failure::dead("no payload of a soak"));
@@ -94,7 +98,7 @@ async fn execute(truth: Arc<Truth>, attempt: Attempt) -> Result<(), Failure> {
         repeat: begun.is_repeat(),
     };
     said.tell().map_err(|error| failed(error.into()))?;
-    // Up to 6 ms, so that tasks differ.
-    tokio::time::sleep(Duration::from_millis(sequence % 7)).await;
+    // Tasks differ.
+    tokio::time::sleep(Duration::from_millis(task_ms.unwrap_or(sequence % 7))).await;
     begun.end().map_err(|error| failed(error.into()))
 }
