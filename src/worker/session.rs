@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use crate::rabbit::connection::{Connect, Connection, close_connection};
 use crate::rabbit::control::{Control, Found, Said};
 use crate::rabbit::epoch;
 use crate::rabbit::error::Error;
-use crate::rabbit::journal::{self, Journal, Lately, Window, recorded_lately};
+use crate::rabbit::journal::{self, Journal, Lately, Recent, Window};
 use crate::rabbit::publisher::{Publisher, Route};
 use crate::rabbit::pulse;
 use crate::rabbit::token;
@@ -47,10 +47,9 @@ pub(super) struct Session<E> {
     pub(super) abort: CancellationToken,
     /// Nothing can be given back any more: the broker was lost.
     pub(super) lost: CancellationToken,
-    /// What the journal was last found to say of the last seconds, and of a longer
-    /// time, and when it was asked.
-    just_now: Mutex<Option<(Instant, Arc<Lately>)>>,
-    lately: Mutex<Option<(Instant, Arc<Lately>)>>,
+    /// What the journal says of the last seconds, and of a longer time.
+    just_now: Recent,
+    lately: Recent,
 }
 
 /// Works until `shutdown` (`Ok`), or until the connection is lost. Gives the
@@ -113,8 +112,8 @@ async fn run_on<E: Execute>(
         drains: queues.iter().map(|_| CancellationToken::new()).collect(),
         abort: shared.dropped.child_token(),
         lost: CancellationToken::new(),
-        just_now: Mutex::new(None),
-        lately: Mutex::new(None),
+        just_now: Recent::new(Window::Short),
+        lately: Recent::new(Window::Long),
     });
 
     let mut owners = JoinSet::new();
@@ -170,32 +169,17 @@ impl<E> Session<E> {
         &self,
         owned_since: Instant,
         partition: PartitionId,
-    ) -> Option<Arc<Lately>> {
-        let lately = self.lately(owned_since, Window::Short).await?;
-        if lately.partitions.contains(&partition) {
+    ) -> Option<Lately> {
+        let journal = self.shared.journal()?;
+        let namespace = self.shared.connect.namespace();
+        let look =
+            async |recent: &Recent| recent.look(&self.side, namespace, journal, owned_since).await;
+        let lately = look(&self.just_now).await;
+        if lately.knows(partition) {
             return Some(lately);
         }
         // Its owner was not heard of just before, so it may have been lost long ago.
-        self.lately(owned_since, Window::Long).await
-    }
-
-    async fn lately(&self, owned_since: Instant, window: Window) -> Option<Arc<Lately>> {
-        let journal = self.shared.journal()?;
-        // Partitions that come together, as those of a lost worker do, share an answer.
-        let mut known = match window {
-            Window::Short => self.just_now.lock().await,
-            Window::Long => self.lately.lock().await,
-        };
-        if let Some((asked, lately)) = known.as_ref()
-            && *asked >= owned_since
-        {
-            return Some(Arc::clone(lately));
-        }
-        let namespace = self.shared.connect.namespace();
-        let (asked, lately) = recorded_lately(&self.side, namespace, journal, window).await;
-        let lately = Arc::new(lately);
-        *known = Some((asked, Arc::clone(&lately)));
-        Some(lately)
+        Some(look(&self.lately).await)
     }
 
     /// Drains all queues, once it is asked for.

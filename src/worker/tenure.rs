@@ -61,7 +61,7 @@ pub(super) struct Tenure<'a, E> {
     /// Since when the partition is ours, at the latest; and what was executed by
     /// then.
     owned_since: Option<Instant>,
-    executed: Option<Arc<Lately>>,
+    executed: Option<Lately>,
     mint: Mint,
     /// A newcomer wins the partition: it becomes the owner when everything that
     /// is held here is settled.
@@ -376,7 +376,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             let partition = self.session.topology.partition_of(&task.resource);
             self.executed = self.session.executed_before(owned_since, partition).await;
         }
-        self.executed.as_ref().is_some_and(|lately| lately.executed.contains(task))
+        self.executed.as_ref().is_some_and(|lately| lately.contains(task))
     }
 
     /// Looks at the evidence, if the delivery was lost often enough to matter.

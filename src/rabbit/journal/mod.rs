@@ -8,5 +8,5 @@ mod writer;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::reader::fuzz;
 pub(crate) use self::reader::{JournalReader, Start, check};
-pub(crate) use self::recent::{Lately, Window, recorded_lately};
+pub(crate) use self::recent::{Lately, Recent, Window};
 pub(crate) use self::writer::{Journal, Position};

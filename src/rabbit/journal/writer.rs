@@ -50,6 +50,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Journal {
     state: Mutex<State>,
     wake: Notify,
+    /// Somebody waits: nothing lingers.
+    hurry: Notify,
     /// Nobody waits for records up to here.
     settled: watch::Sender<Position>,
     writer: Arc<str>,
@@ -73,6 +75,7 @@ impl Journal {
         let journal = Arc::new(Self {
             state: Mutex::default(),
             wake: Notify::new(),
+            hurry: Notify::new(),
             settled: watch::Sender::new(Position::default()),
             writer: Uuid::new_v4().simple().to_string().into(),
             task: Mutex::default(),
@@ -119,6 +122,7 @@ impl Journal {
         let (sender, number) = oneshot::channel();
         self.state().marks.push(sender);
         self.wake.notify_one();
+        self.hurry.notify_one();
         number.await.ok()
     }
 
@@ -126,6 +130,7 @@ impl Journal {
     pub(crate) async fn close(&self) {
         self.state().closing = true;
         self.wake.notify_one();
+        self.hurry.notify_one();
         let written = async {
             let appended = self.state().appended;
             // The sender is ours.
@@ -151,7 +156,8 @@ impl Journal {
                     state.closing || !state.marks.is_empty()
                 };
                 if !urgent && !batch_is_full() {
-                    sleep(LINGER).await;
+                    // One that was meant for an earlier batch costs nothing.
+                    timeout(LINGER, self.hurry.notified()).await.ok();
                 }
                 let (records, last, marks) = {
                     let mut state = self.state();
