@@ -420,6 +420,35 @@ fn clocks_may_differ_by_the_tolerance() {
     assert_eq!([findings(39, two()), findings(40, two())], [1, 0]);
 }
 
+/// A worker goes on without the journal when it takes no records, and writes them
+/// after those of the next owner.
+#[test]
+fn what_is_recorded_late_is_in_order() {
+    let batch = |writer: usize, number, sequence, at_us| {
+        let record = Record {
+            took_us: 10,
+            producer: Some("p".into()),
+            sequence: Some(sequence),
+            ..record(&format!("t{sequence}"), 1, at_us)
+        };
+        let name = format!("writer-{writer}").into();
+        Batch { v: 1, writer: name, number, worker: worker(writer), records: vec![record] }
+    };
+    let disorders = |tolerance, late: Batch| {
+        let mut audit = Audit::new(Duration::from_micros(tolerance));
+        assert!(audit.note(batch(1, 0, 2, 200)).is_empty());
+        let findings = audit.note(late);
+        let all = findings.iter().all(|finding| matches!(finding, Finding::OutOfOrder { .. }));
+        assert!(all, "{findings:?}");
+        findings.len()
+    };
+    assert_eq!(disorders(0, batch(0, 0, 1, 100)), 0, "it had ended before the other began");
+    assert_eq!(disorders(0, batch(0, 0, 1, 300)), 1, "it began after the other");
+    assert_eq!(disorders(0, batch(1, 1, 1, 100)), 1, "a worker's own records are in order");
+    let by_tolerance = [90, 91].map(|tolerance| disorders(tolerance, batch(0, 0, 1, 100)));
+    assert_eq!(by_tolerance, [0, 1], "the clocks may hide that it began after the other");
+}
+
 #[test]
 fn a_task_is_told_from_another_of_the_same_id() {
     let mut task = Task::on(Resource::new("r").expect("a key"), "");
