@@ -7,6 +7,7 @@
 mod output;
 
 mod bench;
+mod config;
 mod dead;
 mod demo;
 mod history;
@@ -57,6 +58,15 @@ struct Args {
         help_heading = "Global options"
     )]
     log: Option<String>,
+    /// The file of settings (TOML), see `keylane config`
+    #[arg(
+        long,
+        global = true,
+        env = "KEYLANE_CONFIG",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -191,6 +201,7 @@ enum Command {
     #[command(hide = true)]
     DemoWorker(demo::DemoWorker),
     Bench(bench::Bench),
+    Config(config::Config),
     Completions(manual::Completions),
     Man(manual::Man),
     #[command(hide = true)]
@@ -203,7 +214,7 @@ enum Command {
 /// Runs the command line; the process ends with this code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = config::parse();
     // `requires` does not see a global option on the other side of the subcommand.
     if args.broker.tls_cert.is_some() != args.broker.tls_key.is_some() {
         let reason = "--tls-cert and --tls-key belong together: give both";
@@ -230,7 +241,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::from(error).context("cannot start")),
     };
-    let code = match runtime.block_on(args.command.run(&args.broker)) {
+    let code = match runtime.block_on(args.command.run(&args.broker, args.config)) {
         Ok(code) => code,
         Err(error) => failed(&error),
     };
@@ -246,7 +257,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 }
 
 impl Command {
-    async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
+    async fn run(self, broker: &Broker, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
         match self {
             Self::Init(init) => init.run(broker).await,
             Self::Publish(publish) => publish.run(broker).await,
@@ -260,6 +271,7 @@ impl Command {
             Self::Demo(demo) => demo.run(broker).await,
             Self::DemoWorker(worker) => worker.run(broker).await,
             Self::Bench(bench) => bench.run(broker).await,
+            Self::Config(config) => config.run(file),
             Self::Completions(completions) => completions.run(),
             Self::Man(man) => man.run(),
             Self::BenchWorker(worker) => worker.run(broker).await,

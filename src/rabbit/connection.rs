@@ -245,6 +245,16 @@ fn without_secrets(text: &str) -> String {
     scheme.map(|scheme| format!("{scheme}://{shown}")).unwrap_or(shown)
 }
 
+/// One address, or several, as they may be shown.
+#[cfg(feature = "cli")]
+pub(crate) fn shown(urls: &str) -> String {
+    let shown = |url: &str| match parse(url) {
+        Ok(url) => masked(&url),
+        Err(_) => without_secrets(url),
+    };
+    urls.split(',').map(|url| shown(url.trim())).collect::<Vec<_>>().join(",")
+}
+
 /// The address as it may be shown.
 fn masked(url: &Url) -> String {
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));

@@ -3,6 +3,7 @@
 
 mod bad_days;
 mod bad_input;
+mod config;
 mod handlers;
 mod journal;
 mod security;
