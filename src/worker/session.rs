@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::owner::{Outbid, Owner};
-use super::{Execute, Held, Shared, Source};
+use super::{Execute, Held, Shared, Source, backlog};
 use crate::protocol::ownership::{Weight, WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::rabbit::connection::{Connection, close_connection};
@@ -74,7 +74,7 @@ async fn run_on<E: Execute>(
         let namespace = namespace.to_string();
         return Err(Error::TopologyDiffers { namespace, stored: topology, wanted });
     }
-    let queues = match shared.source {
+    let queues: Vec<_> = match shared.source {
         Source::Partitions => {
             topology.partitions().map(|p| namespace.partition(&topology, p)).collect()
         }
@@ -91,9 +91,15 @@ async fn run_on<E: Execute>(
         let id = || shared.options.id.clone();
         wanted.then(|| Journal::start(publisher(), &namespace.journal(), id()))
     });
-    if journal.is_some() {
+    if let Some(journal) = journal {
+        shared.figures.journal.get_or_init(|| Arc::clone(journal.figures()));
         journal::check(&side, namespace).await?;
     }
+    let names: Vec<_> = match shared.source {
+        Source::Partitions => topology.partitions().map(|p| p.to_string()).collect(),
+        Source::Inbox => vec!["inbox".to_owned()],
+    };
+    shared.figures.worker.partitions(names, shared.stints.now_us());
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         topology,
@@ -111,6 +117,10 @@ async fn run_on<E: Execute>(
         lately: Mutex::new(None),
     });
 
+    let backlog =
+        shared.options.metrics.is_some().then(|| {
+            tokio::spawn(backlog::watch(Arc::clone(&session), queues.clone())).abort_handle()
+        });
     let mut owners = JoinSet::new();
     let (opened_sender, opened) = mpsc::channel(queues.len());
     let mut outbids = Vec::new();
@@ -137,9 +147,7 @@ async fn run_on<E: Execute>(
         tokio::spawn(listen(Arc::clone(&session), control, opened, outbids)).abort_handle()
     });
     let result = supervise(&session, owners).await;
-    if let Some(ears) = ears {
-        ears.abort();
-    }
+    ears.into_iter().chain(backlog).for_each(|task| task.abort());
     session.publisher.close().await;
     if let Some(session) = Arc::into_inner(session) {
         close_connection(session.side).await;
