@@ -246,8 +246,9 @@ impl Producer {
         let partition = self.topology.partition_of(&task.resource);
         let unanswered = Unanswered::begin(&self.figures);
         let span = self.tracer.send(task, &id, &self.exchange, partition);
-        let traced = span.context().map(|context| task.clone().with_trace_context(context));
-        let task = traced.as_ref().unwrap_or(task);
+        let traced = |context| Box::new(task.clone().with_trace_context(context));
+        let traced = span.context().map(traced);
+        let task = traced.as_deref().unwrap_or(task);
         match self.write(task, id, partition, again, only_on).await {
             Ok((sent, receipt)) => Ok(Pending { sent, receipt, unanswered, span, _permit: permit }),
             Err(error) => {

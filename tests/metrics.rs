@@ -100,7 +100,7 @@ fn served(running: &mut Running) -> String {
         Some(url.strip_suffix("/metrics").unwrap().to_owned())
     });
     std::thread::spawn(move || lines.count());
-    found.expect("it ended without saying where")
+    found.unwrap_or_else(|| panic!("it ended without saying where"))
 }
 
 const LISTEN: [&str; 2] = ["--metrics-listen", "127.0.0.1:0"];

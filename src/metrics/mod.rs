@@ -48,7 +48,6 @@ use crate::rabbit::journal::JournalFigures;
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     pub(crate) figures: Arc<Figures>,
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nobody reads it"))]
     hot_resources: usize,
 }
 

@@ -29,6 +29,7 @@ impl JournalFigures {
     }
 
     /// For how long the oldest record has waited for its confirm; zero if none does.
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nobody reads it"))]
     pub(crate) fn lag(&self) -> Duration {
         self.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
