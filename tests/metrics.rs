@@ -398,7 +398,8 @@ async fn a_library_has_them_in_its_own_registry() {
     });
     let options = WorkerOptions { metrics: Some(metrics.clone()), ..named("w") };
     let worker = Worker::start(&connect, options, handler);
-    let options = ProducerOptions { metrics: Some(metrics), ..ProducerOptions::default() };
+    let (metrics, max_payload) = (Some(metrics), 8);
+    let options = ProducerOptions { metrics, max_payload, ..ProducerOptions::default() };
     let producer = Producer::open(&connect, options).await.unwrap();
     for (resource, sequence) in [("a", 0), ("a", 1), ("b", 0)] {
         producer.publish(task(resource, sequence)).await.unwrap();
@@ -410,7 +411,12 @@ async fn a_library_has_them_in_its_own_registry() {
         (seen == [3.0, 2.0, 2.0, 1.0]).then_some(())
     })
     .await;
-    assert_eq!(scrape().value("keylane_published_total{outcome=\"confirmed\"}"), 3.0);
+    producer.publish(task("a", u64::MAX)).await.unwrap_err();
+    for (outcome, count) in [("confirmed", 3.0), ("too_large", 1.0), ("nacked", 0.0)] {
+        let series = format!("keylane_published_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(scrape().value(&series), count, "{outcome}");
+    }
+    assert_eq!(scrape().value("keylane_publish_in_flight"), 0.0);
 
     // The connection is lost with two tasks running: they are executed again.
     cut_connections(broker, "keylane w worker").await;
@@ -432,6 +438,44 @@ async fn a_library_has_them_in_its_own_registry() {
     assert_eq!(scrape.value("keylane_partition_executed_total{partition=\"0\"}"), 3.0);
     let given_up = "keylane_ownership_changes_total{change=\"given_up\"}";
     assert_eq!((scrape.value(given_up), scrape.value("keylane_owned_partitions")), (1.0, 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_takes_no_records_shows() {
+    let broker = Broker::start().await.unwrap();
+    let (connect, _) = space(&broker, 1).await;
+    let (record, gate) = (Record::default(), Gate::default());
+    let passed = gate.clone();
+    let handler = record.handler("w", move |_| {
+        let gate = passed.clone();
+        async move {
+            gate.passed().await;
+            Ok(())
+        }
+    });
+    let metrics = Metrics::new();
+    let scrape = || Scrape(metrics.render().unwrap());
+    let options = WorkerOptions { metrics: Some(metrics.clone()), ..named("w") };
+    let worker = Worker::start(&connect, options, handler);
+    support::publish(&connect, [task("a", 0)]).await;
+    record.until("it runs", |runs| runs.len() == 1).await;
+    assert_eq!(scrape().value("keylane_journal_lag_seconds"), 0.0);
+    // The broker takes no messages now.
+    support::rabbitmqctl(&broker, &["set_vm_memory_high_watermark", "0.00001"]).await;
+    gate.open();
+    eventually("a record that waits", async || {
+        (scrape().value("keylane_journal_lag_seconds") > 2.0).then_some(())
+    })
+    .await;
+    assert_eq!(scrape().value("keylane_journal_records_total"), 0.0);
+    support::rabbitmqctl(&broker, &["set_vm_memory_high_watermark", "0.6"]).await;
+    eventually("its record", async || {
+        let scrape = scrape();
+        let written = scrape.value("keylane_journal_records_total") == 1.0;
+        (written && scrape.value("keylane_journal_lag_seconds") == 0.0).then_some(())
+    })
+    .await;
+    worker.drain().await;
 }
 
 /// The address of somebody who has the rights of a worker, and no others.
