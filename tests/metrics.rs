@@ -532,14 +532,16 @@ async fn status_names_the_resource_that_is_hot() {
         status = user.status();
         status["workers"][0]["executed"] == 200
     });
-    let hot = &status["hot"][0];
-    assert_eq!((&hot["resource"], &hot["worker"]), (&"hot".into(), &"w1".into()), "{status}");
+    // How long a handler takes is the machine's affair; the tasks are counted.
+    let hot = status["hot"].as_array().unwrap();
+    let found = hot.iter().find(|share| share["resource"] == "hot");
+    let found = found.unwrap_or_else(|| panic!("{status}"));
+    assert!(found["worker"] == "w1" && found["partition"].is_u64(), "{status}");
     // What is certain: half, less a partition's thirty-second.
-    let share = hot["attempts"].as_f64().unwrap();
+    let share = found["attempts"].as_f64().unwrap();
     assert!((0.4..=0.5).contains(&share), "{status}");
-    assert!(status["hot"].as_array().unwrap().len() <= 10);
+    assert!(hot.len() <= 10, "{status}");
     let shown = user.succeeds(&["status"]).out;
-    let row = shown.lines().skip_while(|line| !line.contains("hot resource")).nth(1);
-    assert!(row.is_some_and(|row| row.contains("hot") && row.contains("w1")), "{shown}");
-    assert!(!shown.contains("cold"), "a crowd does not stand out: {shown}");
+    let row = |line: &str| line.trim_start().starts_with("hot ") && line.contains("w1");
+    assert!(shown.lines().any(row), "{shown}");
 }

@@ -233,6 +233,26 @@ async fn without_a_collector_a_trace_is_carried_as_it_came() {
     worker.drain().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_handler_publishes_is_a_part_of_its_trace() {
+    let user = User::with_partitions(1).await;
+    user.file("first", "{\"r\":\"a\"}\n");
+    user.file("second", "{\"r\":\"b\"}\n");
+    let mut publish = user.command(&["publish", "first", "--resource", "/r"]);
+    let published = publish.env("TRACEPARENT", PARENT).env("TRACESTATE", "a=1").status().unwrap();
+    assert!(published.success());
+    let keylane = env!("CARGO_BIN_EXE_keylane");
+    let handler = format!(
+        "echo $KEYLANE_RESOURCE $TRACEPARENT $TRACESTATE >>seen
+        [ $KEYLANE_RESOURCE = b ] || {keylane} publish second --resource /r --amqp-url {}",
+        user.url
+    );
+    let worker = user.starts(&["work", "--exec", &handler]);
+    user.waits_for("both", || user.lines_of("seen").len() == 2);
+    ends(worker);
+    assert_eq!(user.lines_of("seen"), [format!("a {PARENT} a=1"), format!("b {PARENT} a=1")]);
+}
+
 /// The log of a process, line by line.
 fn log(ran: &Ran) -> Vec<Value> {
     let lines = ran.err.lines().filter(|line| !line.starts_with("keylane: "));

@@ -22,6 +22,8 @@ pub(super) struct Fields {
     pub(super) kind: Option<String>,
     pub(super) kind_name: Option<String>,
     pub(super) traceparent: Option<String>,
+    /// Of lines that have none of their own.
+    pub(super) trace_context: Option<TraceContext>,
     pub(super) max_bytes: usize,
 }
 
@@ -153,7 +155,8 @@ impl Fields {
             task = task.with_kind(name);
         }
         let traceparent = self.traceparent.as_ref().and_then(|at| json.pointer(at)?.as_str());
-        task.trace_context = traceparent.and_then(|text| TraceContext::new(text, None).ok());
+        let trace_context = traceparent.and_then(|text| TraceContext::new(text, None).ok());
+        task.trace_context = trace_context.or_else(|| self.trace_context.clone());
         Ok(task)
     }
 }
@@ -185,6 +188,7 @@ pub(crate) mod fuzz {
             kind: Some("/a/0".to_owned()),
             kind_name: None,
             traceparent: Some("/id".to_owned()),
+            trace_context: None,
             max_bytes: LIMIT,
         };
         let (mut input, mut taken) = (bytes, 0);
@@ -244,6 +248,7 @@ mod tests {
             kind: None,
             kind_name: Some("k".to_owned()),
             traceparent: Some("/trace".to_owned()),
+            trace_context: None,
             max_bytes: 120,
         };
         fields.task(text.as_bytes().to_vec()).map_err(|e| e.to_string())

@@ -14,7 +14,7 @@ pub(super) struct MetricsArgs {
     /// Serve metrics for Prometheus on this address, under /metrics; port 0 is any that
     /// is free, and is shown on standard error. Nothing in them is secret, and whoever
     /// reaches the port can read them
-    #[arg(long, env = "KEYLANE_METRICS_LISTEN", value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT")]
     metrics_listen: Option<String>,
     /// Show so many of the hottest resources in the metrics, by name
     #[arg(

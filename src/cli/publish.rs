@@ -18,7 +18,7 @@ use super::lines::{Fields, Item, read};
 use super::metrics::MetricsArgs;
 use super::progress::{bar, grouped};
 use super::signals::until_signalled;
-use crate::{Producer, ProducerOptions, Task};
+use crate::{Producer, ProducerOptions, Task, TraceContext};
 
 /// Exit code when lines of the input were skipped.
 const SKIPPED: u8 = 3;
@@ -45,7 +45,8 @@ pub(super) struct Publish {
     /// One kind for all tasks
     #[arg(long, value_name = "NAME", conflicts_with = "kind")]
     kind_name: Option<String>,
-    /// Where the W3C `traceparent` stands; one that is missing or not valid is ignored
+    /// Where the W3C `traceparent` stands; for lines without a valid one it is that of
+    /// the environment, in TRACEPARENT and TRACESTATE
     #[arg(long, value_name = "POINTER", value_parser = parse_pointer)]
     traceparent: Option<String>,
     /// Count lines that are no task, and go on; the exit code is 3 then
@@ -99,6 +100,7 @@ impl Publish {
             kind: self.kind.clone(),
             kind_name: self.kind_name.clone(),
             traceparent: self.traceparent.clone(),
+            trace_context: trace_of_environment(),
             max_bytes: self.max_payload,
         };
         let (items, size) = read(&self.file, fields).with_context(|| name.clone())?;
@@ -240,6 +242,13 @@ impl Publish {
         out!("{text}");
         Ok(())
     }
+}
+
+/// The trace that we run in, as that of a handler's command.
+fn trace_of_environment() -> Option<TraceContext> {
+    let traceparent = std::env::var("TRACEPARENT").ok()?;
+    let tracestate = std::env::var("TRACESTATE").ok();
+    TraceContext::new(traceparent, tracestate.as_deref()).ok()
 }
 
 async fn show_blocked(

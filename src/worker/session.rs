@@ -117,10 +117,11 @@ async fn run_on<E: Execute>(
         lately: Mutex::new(None),
     });
 
-    let backlog =
-        shared.options.metrics.is_some().then(|| {
-            tokio::spawn(backlog::watch(Arc::clone(&session), queues.clone())).abort_handle()
-        });
+    // They end with the session, which nothing of theirs holds up.
+    let mut beside = JoinSet::new();
+    if shared.options.metrics.is_some() {
+        beside.spawn(backlog::watch(Arc::clone(&session), queues.clone()));
+    }
     let mut owners = JoinSet::new();
     let (opened_sender, opened) = mpsc::channel(queues.len());
     let mut outbids = Vec::new();
@@ -143,11 +144,11 @@ async fn run_on<E: Execute>(
     }
     drop(opened_sender);
 
-    let ears = control.map(|control| {
-        tokio::spawn(listen(Arc::clone(&session), control, opened, outbids)).abort_handle()
-    });
+    if let Some(control) = control {
+        beside.spawn(listen(Arc::clone(&session), control, opened, outbids));
+    }
     let result = supervise(&session, owners).await;
-    ears.into_iter().chain(backlog).for_each(|task| task.abort());
+    beside.shutdown().await;
     session.publisher.close().await;
     if let Some(session) = Arc::into_inner(session) {
         close_connection(session.side).await;

@@ -352,7 +352,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
         if delivery.orphaned && self.was_executed(&task).await {
             self.counting.suppressed();
             let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);
-            let (partition, worker) = (self.index, &self.session.shared.options.id);
+            let partition = self.session.topology.partition_of(resource).number();
+            let worker = &self.session.shared.options.id;
             tracing::info!(task = id, %resource, partition, %worker, "was executed already");
             return self.apply(Input::Executed { tag });
         }
@@ -442,7 +443,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 if let Some((held, (id, task))) = held.and_then(|h| Some((h, h.task.as_ref()?))) {
                     let epoch = self.mint.token().map(|token| token.epoch().get());
                     tracing::warn!(
-                        task = %id, resource = %task.resource, partition = self.index,
+                        task = %id, resource = %task.resource,
+                        partition = self.session.topology.partition_of(&task.resource).number(),
                         attempt = held.attempt, epoch, worker = %self.session.shared.options.id,
                         reason, "an attempt failed"
                     );
@@ -569,10 +571,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
             by: session.shared.options.id.to_string(),
             from: self.queue.to_owned(),
         };
+        let resource = held.task.as_ref().map(|(_, task)| &task.resource);
         tracing::error!(
             task = held.task.as_ref().map(|(id, _)| tracing::field::display(id)),
-            resource = held.task.as_ref().map(|(_, task)| tracing::field::display(&task.resource)),
-            partition = self.index,
+            resource = resource.map(tracing::field::display),
+            partition = resource.map(|r| self.session.topology.partition_of(r).number()),
             epoch = self.mint.token().map(|token| token.epoch().get()),
             worker = obituary.by,
             queue = self.queue,
