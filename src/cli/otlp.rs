@@ -15,7 +15,7 @@ use rustls::crypto::{CryptoProvider, ring};
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 /// A collector that is there takes the last spans in milliseconds.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Exports spans for as long as it is there.
 pub(super) struct Exporter(SdkTracerProvider);
