@@ -21,15 +21,20 @@ pub mod testing;
 mod backoff;
 mod executions;
 mod journal;
+mod metrics;
 mod producer;
 mod rabbit;
 mod router;
+mod spans;
 mod worker;
 
 pub use executions::{Executed, NotExecuted};
 pub use handler::fencing::FencingError;
 pub use handler::{Attempt, Failure, Handler, handler_fn};
 pub use journal::{JournalReader, KEPT_FINDINGS, TaskState, TaskTrace, find_task, verify};
+pub use metrics::Metrics;
+#[cfg(feature = "metrics")]
+pub use metrics::MetricsError;
 pub use producer::{Pending, Producer, ProducerOptions, Published, Receipt};
 pub use protocol::crashes::MaxCrashes;
 pub use protocol::fence::{Epoch, FencingToken};
@@ -39,12 +44,15 @@ pub use protocol::partition::{PartitionCount, PartitionId, Topology};
 pub use protocol::result::TaskResult;
 pub use protocol::retry::RetryPolicy;
 pub use protocol::task::{Resource, Task, TaskId};
+pub use protocol::trace_context::{TraceContext, TraceContextError};
 pub use rabbit::connection::Connect;
-pub use rabbit::control::{Found, HeldPartition, RunningTask, WorkerReport};
+pub use rabbit::control::{
+    Found, HeldPartition, HotResource, RecentLoad, RunningTask, WorkerReport,
+};
 pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;
 pub use rabbit::publisher::PublishError;
-pub use rabbit::status::{PartitionStatus, Status, status};
+pub use rabbit::status::{PartitionStatus, ResourceShare, Status, status};
 pub use rabbit::topology::{Retention, init, init_with, topology};
 pub use router::{RouterOptions, route};
 pub use worker::{WorkerOptions, WorkerSummary, work};

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 
 use crate::executions::{Executed, Executions, NotExecuted};
+use crate::metrics::{Metrics, PublishFigures, Unanswered};
 use crate::protocol::journal::Fingerprint;
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::protocol::task::{Origin, Task, TaskId};
@@ -17,6 +18,7 @@ use crate::rabbit::connection::Connect;
 use crate::rabbit::error::Error;
 use crate::rabbit::publisher::{PublishError, Publisher, Route, Sent, SessionId};
 use crate::rabbit::topology;
+use crate::spans::{SendSpan, Tracer};
 
 /// How a [`Producer`] publishes.
 #[derive(Debug, Clone)]
@@ -36,11 +38,19 @@ pub struct ProducerOptions {
     /// same order. Default true. They may then be executed twice; if false,
     /// they are reported as [`PublishError::Indeterminate`].
     pub republish: bool,
+    /// Where it counts what it does, for others to read. Default `None`.
+    pub metrics: Option<Metrics>,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { max_in_flight: 1_000, max_payload: 16 << 20, patience: None, republish: true }
+        Self {
+            max_in_flight: 1_000,
+            max_payload: 16 << 20,
+            patience: None,
+            republish: true,
+            metrics: None,
+        }
     }
 }
 
@@ -118,6 +128,9 @@ pub struct Producer {
     /// order of the wire.
     sequence: Mutex<u64>,
     executions: Arc<Executions>,
+    figures: Arc<PublishFigures>,
+    tracer: Tracer,
+    exchange: String,
     options: ProducerOptions,
 }
 
@@ -126,6 +139,8 @@ pub struct Producer {
 pub struct Pending {
     sent: Sent,
     receipt: Receipt,
+    unanswered: Unanswered,
+    span: SendSpan,
     /// Makes room for another task when this one is answered or dropped. `None`
     /// for one that is sent again, of which there are no more than had room.
     _permit: Option<OwnedSemaphorePermit>,
@@ -141,8 +156,10 @@ impl Pending {
     /// # Cancel safety
     /// The task stays sent; its outcome is forgotten.
     pub async fn confirmed(self) -> Result<Receipt, PublishError> {
-        self.sent.confirmed().await?;
-        Ok(self.receipt)
+        let outcome = self.sent.confirmed().await;
+        self.unanswered.ended(outcome.as_ref().map(drop));
+        self.span.end(outcome.as_ref().err().map(|error| error as _));
+        outcome.map(|()| self.receipt)
     }
 }
 
@@ -167,6 +184,9 @@ impl Producer {
             permits: Arc::new(Semaphore::new(options.max_in_flight.max(1))),
             name,
             sequence: Mutex::new(0),
+            figures: options.metrics.clone().unwrap_or_default().figures.publish(),
+            tracer: Tracer::global(),
+            exchange: connect.namespace().exchange(&topology),
             options,
         })
     }
@@ -222,12 +242,35 @@ impl Producer {
         again: Option<Origin>,
         only_on: Option<SessionId>,
     ) -> Result<Pending, PublishError> {
+        let id = task.id.clone().unwrap_or_else(|| Uuid::now_v7().into());
+        let partition = self.topology.partition_of(&task.resource);
+        let unanswered = Unanswered::begin(&self.figures);
+        let span = self.tracer.send(task, &id, &self.exchange, partition);
+        let traced = |context| Box::new(task.clone().with_trace_context(context));
+        let traced = span.context().map(traced);
+        let task = traced.as_deref().unwrap_or(task);
+        match self.write(task, id, partition, again, only_on).await {
+            Ok((sent, receipt)) => Ok(Pending { sent, receipt, unanswered, span, _permit: permit }),
+            Err(error) => {
+                unanswered.ended(Err(&error));
+                span.end(Some(&error));
+                Err(error)
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        task: &Task,
+        id: TaskId,
+        partition: PartitionId,
+        again: Option<Origin>,
+        only_on: Option<SessionId>,
+    ) -> Result<(Sent, Receipt), PublishError> {
         let (bytes, limit) = (task.payload.len(), self.options.max_payload);
         if bytes > limit {
             return Err(PublishError::TooLarge { bytes, limit });
         }
-        let id = task.id.clone().unwrap_or_else(|| Uuid::now_v7().into());
-        let partition = self.topology.partition_of(&task.resource);
         let route = &self.routes[partition.number() as usize];
         let mut next = self.sequence.lock().await;
         let origin = match again {
@@ -241,8 +284,7 @@ impl Producer {
         let sent = self.publisher.send_task(route, task, &id, Some(&origin), only_on).await?;
         drop(next);
         let (published_at, executions) = (SystemTime::now(), Arc::clone(&self.executions));
-        let receipt = Receipt { id, partition, origin, published_at, executions };
-        Ok(Pending { sent, receipt, _permit: permit })
+        Ok((sent, Receipt { id, partition, origin, published_at, executions }))
     }
 
     /// Publishes a stream of tasks, many in flight, and gives each back with

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::handler::{Attempt, Failure};
+use crate::metrics::{Metrics, PublishFigures, Unanswered};
 use crate::protocol::crashes::MaxCrashes;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::retry::RetryPolicy;
@@ -34,6 +35,9 @@ pub struct RouterOptions {
     /// When shut down: time for the broker to confirm what is being forwarded.
     /// Default 30 s; the rest is forwarded by another router.
     pub drain_timeout: Duration,
+    /// Where it counts what it does, for others to read. Default `None`; see
+    /// [`WorkerOptions::metrics`](crate::WorkerOptions::metrics).
+    pub metrics: Option<Metrics>,
 }
 
 impl Default for RouterOptions {
@@ -42,6 +46,7 @@ impl Default for RouterOptions {
             id: WorkerId::random(),
             max_in_flight: 1_000,
             drain_timeout: Duration::from_secs(30),
+            metrics: None,
         }
     }
 }
@@ -65,6 +70,7 @@ pub async fn route(
     let forward = Forward {
         routes: Route::partitions(connect.namespace(), &topology),
         publisher: Publisher::new(connect.clone(), "router", topology, None),
+        figures: options.metrics.clone().unwrap_or_default().figures.publish(),
     };
     let retry = RetryPolicy {
         attempts: 0,
@@ -79,6 +85,7 @@ pub async fn route(
         max_crashes: MaxCrashes::OFF,
         drain_timeout: options.drain_timeout,
         fencing: false,
+        metrics: options.metrics,
         ..WorkerOptions::default()
     };
     run(connect, worker, Source::Inbox, forward, shutdown).await
@@ -88,15 +95,19 @@ pub async fn route(
 struct Forward {
     publisher: Publisher,
     routes: Vec<Route>,
+    figures: Arc<PublishFigures>,
 }
 
 impl Execute for Forward {
     async fn execute(&self, attempt: Attempt, delivery: Arc<Delivery>) -> Result<(), Failure> {
         let route = &self.routes[attempt.partition.number() as usize];
-        let forwarded = match self.publisher.forward(route, &delivery).await {
+        let unanswered = Unanswered::begin(&self.figures);
+        let context = attempt.trace.as_ref();
+        let forwarded = match self.publisher.forward(route, &delivery, context).await {
             Ok(sent) => sent.confirmed().await,
             Err(error) => Err(error),
         };
+        unanswered.ended(forwarded.as_ref().map(drop));
         forwarded.map_err(|error| match error {
             PublishError::Invalid { .. } | PublishError::TooLarge { .. } => {
                 Failure::dead(error.to_string())

@@ -69,9 +69,23 @@ fn value() -> impl Strategy<Value = AMQPValue> {
 }
 
 fn properties() -> impl Strategy<Value = BasicProperties> {
-    const NAMES: &[&str] =
-        &["resource", "traceparent", "x-delivery-count", "x-acquired-count", "CC", "other"];
-    let headers = vec((select(NAMES), value()), 0..6);
+    const NAMES: &[&str] = &[
+        "resource",
+        "traceparent",
+        "tracestate",
+        "timestamp_in_ms",
+        "x-delivery-count",
+        "x-acquired-count",
+        "CC",
+        "other",
+    ];
+    let trace = prop_oneof![
+        "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
+        "([a-z0-9]{1,4}=[a-z0-9 ]{1,4},?){0,4}"
+    ];
+    let trace = trace.prop_map(|text| AMQPValue::LongString(text.into()));
+    let value = prop_oneof![4 => value(), 1 => trace];
+    let headers = vec((select(NAMES), value), 0..6);
     let resource = prop::option::weighted(0.7, "\\PC{1,20}");
     let short = || prop::option::of("\\PC{0,60}".prop_map(ShortString::from));
     let times = prop::option::of(prop_oneof![any::<u64>(), 0..2_000_000_000_u64]);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::protocol::task::{ResourceError, TaskIdError};
-use crate::{Task, TaskId};
+use crate::{Task, TaskId, TraceContext};
 
 /// Lines that are read ahead of the publisher.
 const READ_AHEAD: usize = 256;
@@ -21,6 +21,9 @@ pub(super) struct Fields {
     pub(super) id: Option<String>,
     pub(super) kind: Option<String>,
     pub(super) kind_name: Option<String>,
+    pub(super) traceparent: Option<String>,
+    /// Of lines that have none of their own.
+    pub(super) trace_context: Option<TraceContext>,
     pub(super) max_bytes: usize,
 }
 
@@ -151,6 +154,9 @@ impl Fields {
         } else if let Some(name) = &self.kind_name {
             task = task.with_kind(name);
         }
+        let traceparent = self.traceparent.as_ref().and_then(|at| json.pointer(at)?.as_str());
+        let trace_context = traceparent.and_then(|text| TraceContext::new(text, None).ok());
+        task.trace_context = trace_context.or_else(|| self.trace_context.clone());
         Ok(task)
     }
 }
@@ -181,6 +187,8 @@ pub(crate) mod fuzz {
             id: Some("/id".to_owned()),
             kind: Some("/a/0".to_owned()),
             kind_name: None,
+            traceparent: Some("/id".to_owned()),
+            trace_context: None,
             max_bytes: LIMIT,
         };
         let (mut input, mut taken) = (bytes, 0);
@@ -239,7 +247,9 @@ mod tests {
             id: Some("/id".to_owned()),
             kind: None,
             kind_name: Some("k".to_owned()),
-            max_bytes: 100,
+            traceparent: Some("/trace".to_owned()),
+            trace_context: None,
+            max_bytes: 120,
         };
         fields.task(text.as_bytes().to_vec()).map_err(|e| e.to_string())
     }
@@ -252,6 +262,18 @@ mod tests {
         assert_eq!(task.id.as_ref().map(TaskId::as_str), Some("x"));
         assert_eq!(task.kind.as_deref(), Some("k"));
         assert_eq!(task.payload, text.as_bytes());
+    }
+
+    #[test]
+    fn a_traceparent_is_valid_or_ignored() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let valid = format!(r#"{{"a":{{"r":1}},"id":"x","trace":"{parent}"}}"#);
+        let context = task(&valid).expect("a task").trace_context.expect("a trace context");
+        assert_eq!(context.traceparent(), parent);
+        for trace in ["1", r#""00-1-2-01""#, "null"] {
+            let text = format!(r#"{{"a":{{"r":1}},"id":"x","trace":{trace}}}"#);
+            assert_eq!(task(&text).expect("a task").trace_context, None);
+        }
     }
 
     #[test]

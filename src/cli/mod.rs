@@ -13,7 +13,11 @@ mod demo;
 mod history;
 mod init;
 pub(crate) mod lines;
+mod logging;
 mod manual;
+mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod progress;
 mod publish;
 mod route;
@@ -25,18 +29,13 @@ mod status;
 mod verify;
 mod work;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use tracing::Level;
-use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, registry};
 
+use self::logging::Logging;
 use crate::provision::{Choice, RunningBroker, ensure_broker};
 use crate::{Connect, Error, Namespace};
 
@@ -47,17 +46,8 @@ use crate::{Connect, Error, Namespace};
 struct Args {
     #[command(flatten)]
     broker: Broker,
-    /// What is logged, on standard error: `warn`, `info`, `debug`, or a filter
-    /// such as `keylane=debug`. `trace` is for keylane alone: the client library's
-    /// shows the password
-    #[arg(
-        long,
-        global = true,
-        env = "KEYLANE_LOG",
-        value_name = "FILTER",
-        help_heading = "Global options"
-    )]
-    log: Option<String>,
+    #[command(flatten)]
+    logging: Logging,
     /// The file of settings (TOML), see `keylane config`
     #[arg(
         long,
@@ -221,22 +211,16 @@ pub fn main() -> ExitCode {
         Args::command().error(ErrorKind::MissingRequiredArgument, reason).exit();
     }
     let serves = matches!(args.command, Command::Route(_) | Command::Work(_));
-    let filter = args.log.clone().unwrap_or_else(|| {
-        // The client library reports every lost connection itself; we say it better.
-        if serves { "info,lapin=off".to_owned() } else { "warn,lapin=off".to_owned() }
-    });
-    // The client library traces whole frames, and one of them holds the password.
-    let harmless = filter_fn(|event| {
-        *event.level() < Level::TRACE || event.target().starts_with(env!("CARGO_CRATE_NAME"))
-    });
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    registry()
-        .with(EnvFilter::builder().parse_lossy(filter))
-        .with(lines.with_filter(harmless))
-        .init();
+    // The client library reports every lost connection itself; we say it better.
+    args.logging.init(if serves { "info,lapin=off" } else { "warn,lapin=off" });
+    #[cfg(feature = "otlp")]
+    let spans = match (serves || matches!(args.command, Command::Publish(_)))
+        .then(otlp::Exporter::init)
+        .transpose()
+    {
+        Ok(spans) => spans.flatten(),
+        Err(error) => return failed(&error),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::from(error).context("cannot start")),
@@ -248,6 +232,10 @@ pub fn main() -> ExitCode {
     // Ends every task at once, and with it every child process; a read of
     // standard input that still blocks is not waited for.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    #[cfg(feature = "otlp")]
+    if let Some(spans) = spans {
+        spans.close();
+    }
     code
 }
 

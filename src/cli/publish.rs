@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Broker;
 use super::lines::{Fields, Item, read};
+use super::metrics::MetricsArgs;
 use super::progress::{bar, grouped};
 use super::signals::until_signalled;
-use crate::{Producer, ProducerOptions, Task};
+use crate::{Producer, ProducerOptions, Task, TraceContext};
 
 /// Exit code when lines of the input were skipped.
 const SKIPPED: u8 = 3;
@@ -44,6 +45,10 @@ pub(super) struct Publish {
     /// One kind for all tasks
     #[arg(long, value_name = "NAME", conflicts_with = "kind")]
     kind_name: Option<String>,
+    /// Where the W3C `traceparent` stands; for lines without a valid one it is that of
+    /// the environment, in TRACEPARENT and TRACESTATE
+    #[arg(long, value_name = "POINTER", value_parser = parse_pointer)]
+    traceparent: Option<String>,
     /// Count lines that are no task, and go on; the exit code is 3 then
     #[arg(long)]
     skip_invalid: bool,
@@ -53,6 +58,8 @@ pub(super) struct Publish {
     /// Largest line, in bytes; the broker's own limit is 16 MiB unless raised
     #[arg(long, default_value_t = 16 << 20, value_name = "BYTES")]
     max_payload: usize,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Print what was done as one JSON object
     #[arg(long)]
     json: bool,
@@ -83,6 +90,7 @@ impl Publish {
         let options = ProducerOptions {
             max_in_flight: self.max_in_flight as usize,
             max_payload: self.max_payload,
+            metrics: self.metrics.serve().await?,
             ..ProducerOptions::default()
         };
         let name = self.name();
@@ -91,6 +99,8 @@ impl Publish {
             id: self.id.clone(),
             kind: self.kind.clone(),
             kind_name: self.kind_name.clone(),
+            traceparent: self.traceparent.clone(),
+            trace_context: trace_of_environment(),
             max_bytes: self.max_payload,
         };
         let (items, size) = read(&self.file, fields).with_context(|| name.clone())?;
@@ -232,6 +242,13 @@ impl Publish {
         out!("{text}");
         Ok(())
     }
+}
+
+/// The trace that we run in, as that of a handler's command.
+fn trace_of_environment() -> Option<TraceContext> {
+    let traceparent = std::env::var("TRACEPARENT").ok()?;
+    let tracestate = std::env::var("TRACESTATE").ok();
+    TraceContext::new(traceparent, tracestate.as_deref()).ok()
 }
 
 async fn show_blocked(

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::Broker;
+use super::metrics::MetricsArgs;
 use super::signals::until_signalled;
 use super::work::{default_worker_id, parse_duration};
 use crate::{RouterOptions, WorkerId};
@@ -21,6 +22,8 @@ pub(super) struct Route {
     /// When stopped: time for the broker to confirm what is being forwarded
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     drain_timeout: Duration,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 impl Route {
@@ -30,6 +33,7 @@ impl Route {
             id: self.id.unwrap_or_else(default_worker_id),
             max_in_flight: self.max_in_flight,
             drain_timeout: self.drain_timeout,
+            metrics: self.metrics.serve().await?,
         };
         until_signalled("finishing what is being forwarded", async |shutdown| {
             let summary = crate::route(&connect, options, shutdown).await?;

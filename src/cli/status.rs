@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::Broker;
 use super::progress::grouped;
-use crate::PartitionId;
+use crate::{PartitionId, ResourceShare};
 
 /// Show partitions, owners, backlog and workers
 #[derive(Debug, clap::Args)]
@@ -97,6 +97,7 @@ fn print(status: &crate::Status, stands_still: &[PartitionId], all: bool) {
         align_numbers(&mut workers, 1);
         out!("\n{workers}");
     }
+    print_hot(status);
     let shown = |p: &&crate::PartitionStatus| all || p.ready + p.unsettled > 0;
     let shown: Vec<_> = status.partitions.iter().filter(shown).collect();
     if !shown.is_empty() {
@@ -117,6 +118,39 @@ fn print(status: &crate::Status, stands_still: &[PartitionId], all: bool) {
     if idle > 0 {
         out!("\n{idle} partitions are idle (--all shows them)");
     }
+}
+
+/// Resources that stand out: whatever has less is a share of a crowd.
+const HOT: f64 = 0.05;
+
+fn print_hot(status: &crate::Status) {
+    let stands_out = |share: &&ResourceShare| share.attempts.max(share.handler_time) >= HOT;
+    let mut hot = table(["hot resource", "partition", "worker", "tasks", "time", "busy"]);
+    for share in status.hot.iter().filter(stands_out) {
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        hot.add_row([
+            shown(share.resource.as_str()),
+            share.partition.to_string(),
+            share.worker.to_string(),
+            percent(share.attempts),
+            percent(share.handler_time),
+            percent(share.busy),
+        ]);
+    }
+    if !hot.is_empty() {
+        align_numbers(&mut hot, 3);
+        out!("\n{hot}");
+    }
+}
+
+/// A resource, in one line that is no wider than a table can bear.
+fn shown(resource: &str) -> String {
+    const WIDTH: usize = 40;
+    let mut shown: String = resource.escape_debug().take(WIDTH).collect();
+    if resource.escape_debug().nth(WIDTH).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::Broker;
+use super::metrics::MetricsArgs;
 use super::signals::until_signalled;
 use crate::handler::exec::Exec;
 use crate::handler::http::Http;
@@ -61,6 +62,8 @@ pub(super) struct Work {
     /// broker less for each period of ownership
     #[arg(long)]
     no_fencing: bool,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Print what was done as one JSON object, at the end
     #[arg(long)]
     json: bool,
@@ -101,6 +104,7 @@ impl Work {
             ack_delay: self.ack_delay,
             journal: !self.no_journal,
             fencing: !self.no_fencing,
+            metrics: self.metrics.serve().await?,
         };
         let (slots, json) = (self.slots as usize, self.json);
         until_signalled("finishing the tasks that run", async |shutdown| {

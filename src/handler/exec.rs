@@ -16,6 +16,7 @@ use self::group::Group;
 use self::tail::Tail;
 use super::{Attempt, Failure, Handler, fencing};
 use crate::protocol::fence::FencingToken;
+use crate::protocol::trace_context::TraceContext;
 
 pub(super) mod group;
 mod tail;
@@ -28,9 +29,6 @@ const EXIT_RETRY: i32 = 75;
 /// What a failed command wrote is in the pipe when it exits, so a pipe that is
 /// still open after this long is held by something left in the background.
 const STDERR_GRACE: Duration = Duration::from_millis(100);
-/// A valid `traceparent` of version 00 has 55 bytes; 255 leaves room for later
-/// versions and keeps a broken one from making the environment too large.
-const MAX_TRACEPARENT_BYTES: usize = 255;
 
 /// Where the worker itself may have the broker's address from, with a password.
 const URL_VARIABLE: &str = "KEYLANE_AMQP_URL";
@@ -51,7 +49,7 @@ const URL_VARIABLE: &str = "KEYLANE_AMQP_URL";
 /// | `KEYLANE_KIND` | the kind | unset if none |
 /// | `KEYLANE_CONTENT_TYPE` | MIME type of the payload | unset if none |
 /// | `KEYLANE_TIMEOUT_MS` | time for this attempt | unset if unlimited |
-/// | `TRACEPARENT` | W3C trace context | unset if none |
+/// | `TRACEPARENT`, `TRACESTATE` | W3C trace context | unset if none |
 ///
 /// The rest of the environment is the worker's, without `KEYLANE_AMQP_URL`: it
 /// may hold a password.
@@ -145,13 +143,9 @@ pub(super) fn ending(status: ExitStatus) -> String {
 fn environment(
     attempt: &Attempt,
     token: Option<FencingToken>,
-) -> [(&'static str, Option<String>); 10] {
+) -> [(&'static str, Option<String>); 11] {
     let task = &attempt.task;
-    let traceparent = task
-        .traceparent
-        .as_ref()
-        // A broken trace must not stop work.
-        .filter(|trace| trace.len() <= MAX_TRACEPARENT_BYTES && !trace.contains('\0'));
+    let trace = attempt.trace_context();
     [
         ("KEYLANE_TASK_ID", Some(attempt.id.to_string())),
         ("KEYLANE_RESOURCE", Some(task.resource.to_string())),
@@ -162,7 +156,8 @@ fn environment(
         ("KEYLANE_KIND", task.kind.clone()),
         ("KEYLANE_CONTENT_TYPE", task.content_type.clone()),
         ("KEYLANE_TIMEOUT_MS", attempt.timeout.map(|time| time.as_millis().to_string())),
-        ("TRACEPARENT", traceparent.cloned()),
+        ("TRACEPARENT", trace.map(TraceContext::traceparent)),
+        ("TRACESTATE", trace.and_then(TraceContext::tracestate).map(str::to_owned)),
     ]
 }
 

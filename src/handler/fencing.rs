@@ -76,6 +76,10 @@ impl TokenSource {
         Self(Some(Arc::new(Source { known: OnceCell::new(), mint: Some((tag, ask)) })))
     }
 
+    fn is_known(&self) -> bool {
+        self.0.as_ref().is_some_and(|source| source.known.initialized())
+    }
+
     async fn token(&self) -> Result<FencingToken, FencingError> {
         let Some(source) = &self.0 else { return Err(FencingError::Off) };
         let minted = source.known.get_or_try_init(async || {
@@ -115,7 +119,12 @@ impl Attempt {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn fencing_token(&self) -> Result<FencingToken, FencingError> {
-        self.fencing.token().await
+        let is_known = self.fencing.is_known();
+        let token = self.fencing.token().await?;
+        if !is_known {
+            self.span.record("epoch", token.epoch().get());
+        }
+        Ok(token)
     }
 
     /// The same with this token, for tests of a handler.

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::{Attempt, Failure, Handler, fencing};
 use crate::protocol::fence::FencingToken;
+use crate::protocol::trace_context::TraceContext;
 
 #[cfg(test)]
 mod tests;
@@ -46,7 +47,7 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/
 /// | `keylane-attempt` | number of the attempt, from 1 | |
 /// | `keylane-redelivered` | `1` if the task may have been executed before, else `0` | |
 /// | `keylane-fencing-token` | the fencing token, a whole number | missing with `--no-fencing` |
-/// | `traceparent` | W3C trace context | missing if none |
+/// | `traceparent`, `tracestate` | W3C trace context | missing if none |
 ///
 /// *Encoded*: `%` and every byte that is not visible ASCII stands as `%` and two
 /// hex digits. Decoding percent escapes always yields the original.
@@ -167,6 +168,7 @@ fn headers(attempt: &Attempt, token: Option<FencingToken>) -> HeaderMap {
     let content_type = content_type.and_then(|value| HeaderValue::from_str(value).ok());
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, content_type.unwrap_or(DEFAULT_CONTENT_TYPE));
+    let trace = attempt.trace_context();
     let facts = [
         ("keylane-task-id", Some(encode(attempt.id.as_str()))),
         ("keylane-resource", Some(encode(task.resource.as_str()))),
@@ -175,10 +177,11 @@ fn headers(attempt: &Attempt, token: Option<FencingToken>) -> HeaderMap {
         ("keylane-attempt", Some(attempt.number.to_string())),
         ("keylane-redelivered", Some(u8::from(attempt.redelivered).to_string())),
         ("keylane-fencing-token", token.map(|token| token.to_string())),
-        ("traceparent", task.traceparent.clone()),
+        ("traceparent", trace.map(TraceContext::traceparent)),
+        ("tracestate", trace.and_then(TraceContext::tracestate).map(str::to_owned)),
     ];
     for (name, value) in facts {
-        // Only a broken trace does not fit into a header: it must not stop work.
+        // All of them fit into a header.
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
             headers.insert(HeaderName::from_static(name), value);
         }

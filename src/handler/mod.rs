@@ -8,6 +8,7 @@ use self::fencing::TokenSource;
 use crate::protocol::partition::PartitionId;
 use crate::protocol::result::TaskResult;
 use crate::protocol::task::{Task, TaskId};
+use crate::protocol::trace_context::TraceContext;
 
 #[cfg(feature = "exec")]
 pub mod exec;
@@ -58,6 +59,10 @@ pub struct Attempt {
     pub(crate) result: Arc<Mutex<TaskResult>>,
     /// See [`Attempt::fencing_token`].
     pub(crate) fencing: TokenSource,
+    /// The worker's own span, as others see it.
+    pub(crate) trace: Option<TraceContext>,
+    /// What log lines are a part of.
+    pub(crate) span: tracing::Span,
 }
 
 impl Attempt {
@@ -74,7 +79,16 @@ impl Attempt {
             timeout: None,
             result: Arc::default(),
             fencing: TokenSource::default(),
+            trace: None,
+            span: tracing::Span::none(),
         }
+    }
+
+    /// The trace that the attempt is a part of, to be carried on to whatever it calls.
+    /// What the task came with, or the worker's own span with the feature `otel`.
+    #[must_use]
+    pub fn trace_context(&self) -> Option<&TraceContext> {
+        self.trace.as_ref().or(self.task.trace_context.as_ref())
     }
 
     /// Leaves a few words for whoever published the task and waits for it

@@ -39,7 +39,7 @@ const SHELL: &str = "sh";
 /// | `redelivered` | `true` if the task may have been executed before | |
 /// | `fencing_token` | the fencing token, a whole number below 2⁵³ | `null` with `--no-fencing` |
 /// | `timeout_ms` | time for this attempt | `null` if unlimited |
-/// | `traceparent` | W3C trace context | `null` if none |
+/// | `traceparent`, `tracestate` | W3C trace context | `null` if none |
 /// | `payload_encoding` | `"json"`, `"text"` or `"base64"` | |
 /// | `payload` | the payload | |
 ///

@@ -252,6 +252,12 @@ impl Lanes {
         self.running
     }
 
+    /// Resources that have deliveries.
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// Deliveries that are not done.
     #[must_use]
     pub fn unsettled(&self) -> usize {

@@ -3,6 +3,7 @@
 
 pub mod crashes;
 pub mod fence;
+pub mod heavy_hitters;
 pub mod history;
 pub mod journal;
 pub mod lanes;
@@ -13,3 +14,4 @@ pub mod result;
 pub mod retry;
 pub mod settlement;
 pub mod task;
+pub mod trace_context;

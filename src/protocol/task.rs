@@ -11,7 +11,8 @@
 //! | `type` | kind of task: up to 255 bytes | optional |
 //! | `content_type` | of the payload | optional |
 //! | `timestamp` | when it was published, seconds since 1970 | optional |
-//! | header `traceparent` | W3C trace context | optional |
+//! | header `timestamp_in_ms` | the same in milliseconds, as RabbitMQ's own interceptor writes it | optional |
+//! | headers `traceparent`, `tracestate` | [W3C trace context](super::trace_context) | optional |
 //! | headers `producer`, `sequence` | who published it, as which of its tasks | optional, see [`Origin`] |
 //! | header `republished` | true if an earlier copy may be there as well | optional |
 
@@ -22,10 +23,16 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::trace_context::TraceContext;
+
 /// Name of the header that carries the resource key.
 pub const RESOURCE_HEADER: &str = "resource";
-/// Name of the header that carries the W3C trace context.
+/// Name of the header that says which trace a task belongs to.
 pub const TRACEPARENT_HEADER: &str = "traceparent";
+/// Name of the header that says what tracing systems have to add to that.
+pub const TRACESTATE_HEADER: &str = "tracestate";
+/// Name of the header that says when a task was published, in milliseconds since 1970.
+pub const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
 /// Name of the header that says who published a task.
 pub const PRODUCER_HEADER: &str = "producer";
 /// Name of the header that says as which of its producer's tasks it was published.
@@ -240,9 +247,10 @@ pub struct Task {
     pub content_type: Option<String>,
     /// The work itself, in the producer's own format.
     pub payload: Bytes,
-    /// W3C trace context of the producer.
-    pub traceparent: Option<String>,
-    /// When it was published; `None` until the producer sends it. Whole seconds.
+    /// The trace that it belongs to.
+    pub trace_context: Option<TraceContext>,
+    /// When it was published; `None` until the producer sends it. In milliseconds, or in
+    /// whole seconds if its publisher says no more.
     pub published_at: Option<SystemTime>,
     /// Who published it, as which of its tasks; `None` until the producer sends it.
     pub origin: Option<Origin>,
@@ -269,7 +277,7 @@ impl Task {
             kind: None,
             content_type: None,
             payload: payload.into(),
-            traceparent: None,
+            trace_context: None,
             published_at: None,
             origin: None,
         }
@@ -286,6 +294,15 @@ impl Task {
     #[must_use]
     pub fn with_kind(mut self, kind: impl Into<String>) -> Self {
         self.kind = Some(kind.into());
+        self
+    }
+
+    /// Makes it a part of a trace. It is carried on to the handler
+    /// ([`Attempt::trace_context`](crate::Attempt::trace_context)); with the feature `otel`
+    /// it is the parent of the producer's span.
+    #[must_use]
+    pub fn with_trace_context(mut self, trace_context: TraceContext) -> Self {
+        self.trace_context = Some(trace_context);
         self
     }
 
@@ -311,8 +328,12 @@ pub struct Envelope<'a> {
     pub timestamp: Option<u64>,
     /// header `resource`
     pub resource: Option<Header<'a>>,
+    /// header `timestamp_in_ms`, if it is a whole number
+    pub timestamp_ms: Option<i64>,
     /// header `traceparent`
     pub traceparent: Option<Header<'a>>,
+    /// header `tracestate`
+    pub tracestate: Option<Header<'a>>,
     /// header `producer`
     pub producer: Option<Header<'a>>,
     /// header `sequence`, if it is a whole number
@@ -328,6 +349,15 @@ pub enum Header<'a> {
     Bytes(&'a [u8]),
     /// A value of another AMQP type, by that type's name.
     Other(&'static str),
+}
+
+impl<'a> Header<'a> {
+    fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            Self::Other(_) => None,
+        }
+    }
 }
 
 /// Why a message is not a task.
@@ -354,9 +384,8 @@ pub enum EnvelopeError {
 impl Envelope<'_> {
     /// Reads a task out of the properties and the body.
     ///
-    /// A missing id stays `None`; a `traceparent` that is not a string is
-    /// ignored, since a broken trace must not stop work, and so is an origin
-    /// that is not whole.
+    /// A missing id stays `None`; a trace context that is not valid is ignored,
+    /// since a broken trace must not stop work, and so is an origin that is not whole.
     ///
     /// # Errors
     /// [`EnvelopeError`] when the message has no usable resource or id.
@@ -368,10 +397,15 @@ impl Envelope<'_> {
                 Resource::new(std::str::from_utf8(bytes).map_err(|_| ResourceError::NotUtf8)?)?
             }
         };
-        let traceparent = match self.traceparent {
-            Some(Header::Bytes(bytes)) => std::str::from_utf8(bytes).ok().map(str::to_owned),
-            Some(Header::Other(_)) | None => None,
-        };
+        let trace_context = self.traceparent.and_then(Header::text).and_then(|traceparent| {
+            let tracestate = self.tracestate.and_then(Header::text);
+            TraceContext::new(traceparent, tracestate).ok()
+        });
+        let published_at = self
+            .timestamp_ms
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis)
+            .or(self.timestamp.map(Duration::from_secs));
         let producer = match self.producer {
             Some(Header::Bytes(bytes)) if (1..=Origin::MAX_BYTES).contains(&bytes.len()) => {
                 std::str::from_utf8(bytes).ok()
@@ -391,10 +425,8 @@ impl Envelope<'_> {
             kind: self.kind.map(str::to_owned),
             content_type: self.content_type.map(str::to_owned),
             payload,
-            traceparent,
-            published_at: self
-                .timestamp
-                .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s))),
+            trace_context,
+            published_at: published_at.and_then(|age| SystemTime::UNIX_EPOCH.checked_add(age)),
         })
     }
 }
@@ -447,7 +479,7 @@ mod tests {
         assert_eq!(task.resource.as_str(), "konto/ä");
         assert_eq!(task.id.as_ref().map(TaskId::as_str), Some("t-1"));
         assert_eq!(task.kind.as_deref(), Some("transfer"));
-        assert_eq!(task.traceparent, None, "a broken trace does not stop work");
+        assert_eq!(task.trace_context, None, "a broken trace does not stop work");
         assert_eq!(task.payload.as_ref(), b"{}");
     }
 
@@ -468,6 +500,37 @@ mod tests {
             [const { None }; 3]
         );
         assert_eq!([read(&[b'p'; 65], Some(7)), read(b"\xff", Some(7))], [const { None }; 2]);
+    }
+
+    #[test]
+    fn a_trace_context_is_valid_or_not_there() {
+        let read = |traceparent: &'static str, tracestate| {
+            let envelope = Envelope {
+                traceparent: Some(Header::Bytes(traceparent.as_bytes())),
+                tracestate,
+                ..envelope(Header::Bytes(b"r"))
+            };
+            envelope.into_task(Bytes::new()).expect("a task").trace_context
+        };
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let carried = |state| TraceContext::new(parent, state).ok();
+        assert_eq!(read(parent, Some(Header::Bytes(b"a=1"))), carried(Some("a=1")));
+        for state in [None, Some(Header::Other("boolean")), Some(Header::Bytes(b"a=\xff"))] {
+            assert_eq!(read(parent, state), carried(None));
+        }
+        assert_eq!(read("00-1-2-01", Some(Header::Bytes(b"a=1"))), None);
+    }
+
+    #[test]
+    fn milliseconds_come_before_seconds() {
+        let read = |timestamp_ms, timestamp| {
+            let envelope = Envelope { timestamp_ms, timestamp, ..envelope(Header::Bytes(b"r")) };
+            let task = envelope.into_task(Bytes::new()).expect("a task");
+            task.published_at.map(|at| at.duration_since(SystemTime::UNIX_EPOCH).expect("after"))
+        };
+        assert_eq!(read(Some(1_500), Some(1)), Some(Duration::from_millis(1_500)));
+        assert_eq!(read(Some(-1), Some(1)), Some(Duration::from_secs(1)));
+        assert_eq!(read(None, None), None);
     }
 
     #[test]

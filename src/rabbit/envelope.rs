@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use crate::protocol::task::{
     Envelope, Header, Origin, PRODUCER_HEADER, REPUBLISHED_HEADER, RESOURCE_HEADER,
-    SEQUENCE_HEADER, TRACEPARENT_HEADER, Task, TaskId,
+    SEQUENCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER, TRACESTATE_HEADER, Task, TaskId,
 };
+use crate::protocol::trace_context::TraceContext;
 
 /// AMQP's number for a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -29,9 +30,10 @@ pub(crate) fn properties(
     let mut headers = FieldTable::default();
     let text = |value: &str| AMQPValue::LongString(LongString::from(value));
     headers.insert(RESOURCE_HEADER.into(), text(task.resource.as_str()));
-    if let Some(traceparent) = &task.traceparent {
-        headers.insert(TRACEPARENT_HEADER.into(), text(traceparent));
+    if let Some(context) = &task.trace_context {
+        add_trace_context(&mut headers, context);
     }
+    headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(now_ms()));
     if let Some(origin) = origin {
         let sequence = i64::try_from(origin.sequence).unwrap_or(i64::MAX);
         headers.insert(PRODUCER_HEADER.into(), text(&origin.producer));
@@ -57,18 +59,30 @@ pub(crate) fn properties(
 
 /// The properties of a message from the inbox, as a task's: durable, with an id
 /// and a time. Left out is what would make the broker expire it, refuse it, or
-/// copy it to other queues. `again` says that it may have been forwarded before.
-pub(crate) fn forwarded(properties: &BasicProperties, again: bool) -> BasicProperties {
+/// copy it to other queues. `again` says that it may have been forwarded before;
+/// `context` is the span that forwards it, if there is one.
+pub(crate) fn forwarded(
+    properties: &BasicProperties,
+    again: bool,
+    context: Option<&TraceContext>,
+) -> BasicProperties {
     let mut headers = FieldTable::default();
     if let Some(original) = properties.headers() {
         for (key, value) in original.inner() {
-            if !BROKERS_OWN.contains(&key.as_str()) {
+            let replaced = context.is_some() && TRACE_HEADERS.contains(&key.as_str());
+            if !replaced && !BROKERS_OWN.contains(&key.as_str()) {
                 headers.insert(key.clone(), value.clone());
             }
         }
     }
     if again {
         headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
+    }
+    if let Some(context) = context {
+        add_trace_context(&mut headers, context);
+    }
+    if properties.timestamp().is_none() && !headers.inner().contains_key(TIMESTAMP_MS_HEADER) {
+        headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(now_ms()));
     }
     let id = properties.message_id().clone();
     let id = id.unwrap_or_else(|| Uuid::now_v7().hyphenated().to_string().into());
@@ -78,6 +92,8 @@ pub(crate) fn forwarded(properties: &BasicProperties, again: bool) -> BasicPrope
         .with_timestamp(properties.timestamp().unwrap_or_else(now_s))
         .with_headers(headers)
 }
+
+const TRACE_HEADERS: [&str; 2] = [TRACEPARENT_HEADER, TRACESTATE_HEADER];
 
 /// Headers that the broker adds to a delivery, or acts upon.
 pub(crate) const BROKERS_OWN: [&str; 4] = ["x-delivery-count", "x-acquired-count", "CC", "BCC"];
@@ -101,8 +117,21 @@ pub(crate) fn kept(properties: &BasicProperties) -> BasicProperties {
     kept
 }
 
+fn add_trace_context(headers: &mut FieldTable, context: &TraceContext) {
+    let text = |value: &str| AMQPValue::LongString(LongString::from(value));
+    headers.insert(TRACEPARENT_HEADER.into(), text(&context.traceparent()));
+    if let Some(tracestate) = context.tracestate() {
+        headers.insert(TRACESTATE_HEADER.into(), text(tracestate));
+    }
+}
+
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    now_ms().cast_unsigned() / 1_000
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// What the properties say, before anything is believed of it.
@@ -113,7 +142,9 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
         content_type: properties.content_type().as_ref().map(ShortString::as_str),
         timestamp: *properties.timestamp(),
         resource: header(properties, RESOURCE_HEADER).map(untrusted),
+        timestamp_ms: number(properties, TIMESTAMP_MS_HEADER),
         traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
+        tracestate: header(properties, TRACESTATE_HEADER).map(untrusted),
         producer: header(properties, PRODUCER_HEADER).map(untrusted),
         sequence: number(properties, SEQUENCE_HEADER),
         republished: header(properties, REPUBLISHED_HEADER) == Some(&AMQPValue::Boolean(true)),
@@ -235,7 +266,7 @@ pub(crate) mod fuzz {
             read(properties).into_task(payload.clone())
         };
         assert!(losses(original) == 0 || redelivered(original));
-        let sent_on = task(&forwarded(original, false));
+        let sent_on = task(&forwarded(original, false, None));
         match task(original) {
             Err(error) => assert_eq!(sent_on, Err(error), "the router changes nothing"),
             Ok(task_read) => {

@@ -29,6 +29,7 @@ use crate::backoff::Backoff;
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
 use crate::protocol::task::{Origin, Task, TaskId};
+use crate::protocol::trace_context::TraceContext;
 
 /// A publish was not confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -324,7 +325,8 @@ impl Publisher {
         self.send(route, properties, task.payload.clone(), only_on).await
     }
 
-    /// Sends on a message as it came, with what a task must have and it lacks.
+    /// Sends on a message as it came, with what a task must have and it lacks, and with
+    /// the span that does it, if there is one.
     ///
     /// # Cancel safety
     /// The message may or may not be sent.
@@ -332,8 +334,10 @@ impl Publisher {
         &self,
         route: &Route,
         delivery: &Delivery,
+        context: Option<&TraceContext>,
     ) -> Result<Sent, PublishError> {
-        let properties = envelope::forwarded(&delivery.properties, delivery.redelivered);
+        let again = delivery.redelivered;
+        let properties = envelope::forwarded(&delivery.properties, again, context);
         self.send(route, properties, delivery.payload.clone(), None).await
     }
 

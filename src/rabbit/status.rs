@@ -11,6 +11,7 @@ use super::error::{Doing, Error};
 use super::topology;
 use crate::protocol::ownership::{WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::task::Resource;
 
 /// A worker that has not answered by then is shown as silent. Workers answer
 /// within milliseconds unless they are stopped or cut off.
@@ -38,6 +39,28 @@ pub struct Status {
     pub routed: bool,
     /// Dead letters.
     pub dead: u32,
+    /// The resources with the largest shares in the load of the last one to two minutes,
+    /// the largest first; ten at the most.
+    pub hot: Vec<ResourceShare>,
+}
+
+/// The share of a resource in the load of all workers of late, at the least.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ResourceShare {
+    /// Which resource.
+    pub resource: Resource,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Who executes it, or did.
+    pub worker: WorkerId,
+    /// Of all attempts, from 0 to 1.
+    pub attempts: f64,
+    /// Of the time of all handlers, from 0 to 1.
+    pub handler_time: f64,
+    /// Of the time that has passed: how long a handler worked on it. At 1 it cannot take
+    /// more tasks than it does, whatever workers are added.
+    pub busy: f64,
 }
 
 /// How a partition is.
@@ -105,6 +128,7 @@ pub async fn status(connect: &Connect) -> Result<Status, Error> {
         workers.sort_by(|a, b| a.worker.cmp(&b.worker));
     }
     assign(&mut partitions, &workers);
+    let hot = shares(&workers);
     close(&channel).await;
     close_connection(connection).await;
     Ok(Status {
@@ -115,6 +139,7 @@ pub async fn status(connect: &Connect) -> Result<Status, Error> {
         inbox,
         routed: routers > 0,
         dead,
+        hot,
     })
 }
 
@@ -134,9 +159,41 @@ fn assign(partitions: &mut [PartitionStatus], workers: &[WorkerReport]) {
     }
 }
 
+/// How many hot resources are shown.
+const HOT_RESOURCES: usize = 10;
+
+fn shares(workers: &[WorkerReport]) -> Vec<ResourceShare> {
+    // At least 1, so that no load is no share.
+    let sum =
+        |of: fn(&WorkerReport) -> u64| workers.iter().map(of).map(as_f64).sum::<f64>().max(1.0);
+    let attempts = sum(|worker| worker.recent.attempts);
+    let handler_ms = sum(|worker| worker.recent.handler_ms);
+    let mut shares: Vec<_> = workers
+        .iter()
+        .flat_map(|worker| worker.hot.iter().map(move |hot| (worker, hot)))
+        .map(|(worker, hot)| ResourceShare {
+            resource: hot.resource.clone(),
+            partition: hot.partition,
+            worker: worker.worker.clone(),
+            attempts: (as_f64(hot.attempts) / attempts).min(1.0),
+            handler_time: (as_f64(hot.handler_ms) / handler_ms).min(1.0),
+            busy: (as_f64(hot.handler_ms) / as_f64(worker.recent.window_ms).max(1.0)).min(1.0),
+        })
+        .filter(|share| share.attempts > 0.0 || share.handler_time > 0.0)
+        .collect();
+    let largest = |share: &ResourceShare| share.attempts.max(share.handler_time);
+    shares.sort_by(|a, b| largest(b).total_cmp(&largest(a)));
+    shares.truncate(HOT_RESOURCES);
+    shares
+}
+
+fn as_f64(number: u64) -> f64 {
+    number as f64
+}
+
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz {
-    use super::{PartitionStatus, WorkerReport, assign};
+    use super::{PartitionStatus, WorkerReport, assign, shares};
     use crate::protocol::partition::PartitionId;
 
     /// What workers say of themselves.
@@ -152,5 +209,8 @@ pub(crate) mod fuzz {
         let mut partitions: Vec<_> = (0..4).map(nobody).collect();
         assign(&mut partitions, reports);
         assert!(reports.is_empty() || partitions.iter().all(|p| p.owner.is_some()));
+        let sane = |share: f64| (0.0..=1.0).contains(&share);
+        let shares = shares(reports);
+        assert!(shares.iter().all(|s| sane(s.attempts) && sane(s.handler_time) && sane(s.busy)));
     }
 }

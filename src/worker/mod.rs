@@ -1,6 +1,8 @@
 //! Executes tasks: consumes all partitions, and runs those that it owns.
 
 mod attempt;
+mod backlog;
+mod counting;
 mod held;
 mod mint;
 mod owner;
@@ -22,15 +24,17 @@ use uuid::Uuid;
 use self::stints::Stints;
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure, Handler};
+use crate::metrics::{Figures, Metrics};
 use crate::protocol::crashes::MaxCrashes;
 use crate::protocol::ownership::{Weight, WorkerId};
-use crate::protocol::partition::Topology;
+use crate::protocol::partition::{PartitionId, Topology};
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
-use crate::rabbit::control::{HeldPartition, WorkerReport};
+use crate::rabbit::control::{HeldPartition, HotResource, RecentLoad, WorkerReport};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Journal;
+use crate::spans::Tracer;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -64,6 +68,10 @@ pub struct WorkerOptions {
     /// Whether attempts have [fencing tokens](crate::Attempt::fencing_token).
     /// Default true; it costs nothing until a handler asks for one.
     pub fencing: bool,
+    /// Where it counts what it does, for others to read. Default `None`. With one, the
+    /// broker is asked for the partitions' backlogs: those that are owned every 5 s, the
+    /// others every minute.
+    pub metrics: Option<Metrics>,
 }
 
 impl WorkerId {
@@ -89,6 +97,7 @@ impl Default for WorkerOptions {
             ack_delay: Duration::from_millis(25),
             journal: true,
             fencing: true,
+            metrics: None,
         }
     }
 }
@@ -213,7 +222,7 @@ async fn run_sessions<E: Execute>(
                 }
                 let delay = backoff.next().unwrap_or_default();
                 tracing::warn!(%error, retry_in = ?delay, "lost the broker");
-                shared.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+                shared.figures.worker.reconnects.fetch_add(1, Ordering::Relaxed);
                 // That one may still accept connections, frozen or cut off as it is.
                 connect = connect.with_next_node_first();
                 tokio::select! {
@@ -236,22 +245,15 @@ struct Shared<E> {
     stints: Stints,
     /// Made by the first session, kept by the others. `None` if there is to be none.
     journal: OnceLock<Option<Arc<Journal>>>,
-    counters: Counters,
+    figures: Arc<Figures>,
+    tracer: Tracer,
     started: Instant,
     /// Cancelled when the future of [`work`] is dropped.
     dropped: CancellationToken,
 }
 
-#[derive(Default)]
-struct Counters {
-    executed: AtomicU64,
-    failed: AtomicU64,
-    dead_lettered: AtomicU64,
-    redelivered: AtomicU64,
-    suppressed: AtomicU64,
-    aborted: AtomicU64,
-    reconnects: AtomicU64,
-}
+/// The hottest resources of a worker that a report names.
+const HOT_RESOURCES: usize = 10;
 
 /// What one owner holds; written by it only.
 #[derive(Default)]
@@ -278,6 +280,8 @@ impl<E> Shared<E> {
     }
 
     fn new(connect: Connect, options: WorkerOptions, source: Source, executor: E) -> Self {
+        let metrics = options.metrics.clone().unwrap_or_default();
+        metrics.figures.worker.works(&options.id, connect.namespace(), options.slots);
         Self {
             connect: connect.with_name(format!("keylane {}", options.id)),
             slots: Arc::new(Semaphore::new(options.slots.max(1) as usize)),
@@ -286,22 +290,24 @@ impl<E> Shared<E> {
             executor,
             stints: Stints::default(),
             journal: OnceLock::new(),
-            counters: Counters::default(),
+            figures: metrics.figures,
+            tracer: Tracer::global(),
             started: Instant::now(),
             dropped: CancellationToken::new(),
         }
     }
 
     fn summary(&self) -> WorkerSummary {
+        let figures = &self.figures.worker;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         WorkerSummary {
-            executed: read(&self.counters.executed),
-            failed: read(&self.counters.failed),
-            dead_lettered: read(&self.counters.dead_lettered),
-            redelivered: read(&self.counters.redelivered),
-            suppressed: read(&self.counters.suppressed),
-            aborted: read(&self.counters.aborted),
-            reconnects: read(&self.counters.reconnects),
+            executed: read(&figures.executed),
+            failed: read(&figures.failed),
+            dead_lettered: read(&figures.dead_lettered),
+            redelivered: read(&figures.redelivered),
+            suppressed: read(&figures.suppressed),
+            aborted: read(&figures.aborted),
+            reconnects: read(&figures.reconnects),
         }
     }
 
@@ -312,6 +318,14 @@ impl<E> Shared<E> {
             let running = held.running.load(Ordering::Relaxed);
             (unsettled > 0).then(|| HeldPartition::new(partition.number(), unsettled, running))
         });
+        let load = self.figures.worker.load(HOT_RESOURCES);
+        let ms = |us: f64| (us / 1_000.0) as u64;
+        let hot = load.resources.into_iter().map(|load| HotResource {
+            resource: load.resource,
+            partition: PartitionId::new(load.partition as u32),
+            attempts: load.attempts as u64,
+            handler_ms: ms(load.handler_us),
+        });
         WorkerReport {
             worker: self.options.id.clone(),
             weight: self.options.weight,
@@ -321,6 +335,12 @@ impl<E> Shared<E> {
             failed: summary.failed,
             dead_lettered: summary.dead_lettered,
             partitions: partitions.collect(),
+            recent: RecentLoad {
+                window_ms: ms(load.window_us),
+                attempts: load.attempts as u64,
+                handler_ms: ms(load.handler_us),
+            },
+            hot: hot.collect(),
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::owner::{Outbid, Owner};
-use super::{Execute, Held, Shared, Source};
+use super::{Execute, Held, Shared, Source, backlog};
 use crate::protocol::ownership::{Weight, WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::rabbit::connection::{Connect, Connection, close_connection};
@@ -78,7 +78,7 @@ async fn run_on<E: Execute>(
         let namespace = namespace.to_string();
         return Err(Error::TopologyDiffers { namespace, stored: topology, wanted });
     }
-    let queues = match shared.source {
+    let queues: Vec<_> = match shared.source {
         Source::Partitions => {
             topology.partitions().map(|p| namespace.partition(&topology, p)).collect()
         }
@@ -95,9 +95,15 @@ async fn run_on<E: Execute>(
         let id = || shared.options.id.clone();
         wanted.then(|| Journal::start(publisher(), &namespace.journal(), id()))
     });
-    if journal.is_some() {
+    if let Some(journal) = journal {
+        shared.figures.journal.get_or_init(|| Arc::clone(journal.figures()));
         journal::check(&side, namespace).await?;
     }
+    let names: Vec<_> = match shared.source {
+        Source::Partitions => topology.partitions().map(|p| p.to_string()).collect(),
+        Source::Inbox => vec!["inbox".to_owned()],
+    };
+    shared.figures.worker.partitions(names, shared.stints.now_us());
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         topology,
@@ -116,6 +122,11 @@ async fn run_on<E: Execute>(
         lately: Recent::new(Window::Long),
     });
 
+    // They end with the session, which nothing of theirs holds up.
+    let mut beside = JoinSet::new();
+    if shared.options.metrics.is_some() {
+        beside.spawn(backlog::watch(Arc::clone(&session), queues.clone()));
+    }
     let mut owners = JoinSet::new();
     let (opened_sender, opened) = mpsc::channel(queues.len());
     let mut outbids = Vec::new();
@@ -138,13 +149,11 @@ async fn run_on<E: Execute>(
     }
     drop(opened_sender);
 
-    let ears = control.map(|control| {
-        tokio::spawn(listen(Arc::clone(&session), control, opened, outbids)).abort_handle()
-    });
-    let result = supervise(&session, owners).await;
-    if let Some(ears) = ears {
-        ears.abort();
+    if let Some(control) = control {
+        beside.spawn(listen(Arc::clone(&session), control, opened, outbids));
     }
+    let result = supervise(&session, owners).await;
+    beside.shutdown().await;
     session.publisher.close().await;
     if result.is_ok()
         && let Err(error) = token::remove(&session.side, &session.pulse).await

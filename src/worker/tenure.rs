@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -17,6 +16,7 @@ use tokio_util::sync::PollSemaphore;
 
 use super::Execute;
 use super::attempt::{self, Caution, DEAD_LETTER_RETRY, Ended};
+use super::counting::Counting;
 use super::held::HeldDelivery;
 use super::mint::Mint;
 use super::owner::Outbid;
@@ -36,6 +36,7 @@ use crate::rabbit::consumer::{Delivery, QueueChannel};
 use crate::rabbit::dead_letters::{Obituary, bury};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Lately;
+use crate::spans::AttemptSpans;
 
 /// Acks are sent when so many wait, however young they are: the broker gains
 /// nothing from more at once.
@@ -58,6 +59,7 @@ pub(super) struct Tenure<'a, E> {
     slot: Option<OwnedSemaphorePermit>,
     claims: Option<Arc<ClaimRegister>>,
     recording: Recording,
+    counting: Counting,
     /// Since when the partition is ours, at the latest; and what was executed by
     /// then.
     owned_since: Option<Instant>,
@@ -110,6 +112,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let slots = PollSemaphore::new(Arc::clone(&session.shared.slots));
         let recording = Recording::new(session.shared.journal().cloned());
         let mint = Mint::new(session.topology.generation, queue);
+        let counting = Counting::new(Arc::clone(&session.shared.figures), index);
         Self {
             session,
             index,
@@ -124,6 +127,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slot: None,
             claims: None,
             recording,
+            counting,
             owned_since: None,
             executed: None,
             mint,
@@ -159,8 +163,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         };
         // Handlers first: once the channel is closed, others may start.
-        let aborted = self.running.len() as u64;
-        self.session.shared.counters.aborted.fetch_add(aborted, Ordering::Relaxed);
+        self.counting.aborted(self.running.len());
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
         self.record_aborted();
@@ -176,6 +179,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.channel.close().await;
         }
         self.session.held[self.index].note(0, 0);
+        self.counting.over(lost);
         result
     }
 
@@ -245,7 +249,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             Event::Ended(ended) => self.ended(ended)?,
             Event::Recorded => {}
             Event::DeadLettered(tag) => {
-                self.session.shared.counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                self.counting.dead_lettered();
                 let reason = self.deliveries.get_mut(&tag).and_then(|held| held.obituary.take());
                 self.record(tag, journal::Outcome::DeadLettered, reason.as_deref());
                 self.deliveries.remove(&tag);
@@ -294,11 +298,16 @@ impl<'a, E: Execute> Tenure<'a, E> {
     /// for it: it is the next event then, and the last.
     async fn serve_tokens(&mut self) -> Result<(), Error> {
         let Self { session, mint, channel, deliveries, .. } = self;
-        tokio::select! {
+        let known = mint.token();
+        let served = tokio::select! {
             biased;
             () = session.abort.cancelled() => Ok(()),
             served = mint.serve(channel, |tag| deliveries.contains_key(&tag)) => served,
+        };
+        if mint.token() != known {
+            self.counting.minted();
         }
+        served
     }
 
     /// Acks what has waited long enough. While tasks run, what is done lies
@@ -330,9 +339,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
 
     async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
         let tag = delivery.tag;
-        if delivery.redelivered {
-            self.session.shared.counters.redelivered.fetch_add(1, Ordering::Relaxed);
-        }
+        self.counting.delivered(delivery.redelivered);
         let task = match delivery.task() {
             Ok(task) => task,
             Err(error) => {
@@ -343,8 +350,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         };
         if delivery.orphaned && self.was_executed(&task).await {
-            self.session.shared.counters.suppressed.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(task = task.id.as_ref().map(TaskId::as_str), "was executed already");
+            self.counting.suppressed();
+            let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);
+            let partition = self.session.topology.partition_of(resource).number();
+            let worker = &self.session.shared.options.id;
+            tracing::info!(task = id, %resource, partition, %worker, "was executed already");
             return self.apply(Input::Executed { tag });
         }
         let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
@@ -416,10 +426,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         };
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
-        let counters = &self.session.shared.counters;
+        if let Some(held) = self.deliveries.get(&tag) {
+            self.counting.ended(held, matches!(outcome, Outcome::Executed));
+        }
         match &outcome {
             Outcome::Executed => {
-                counters.executed.fetch_add(1, Ordering::Relaxed);
                 if let Some(held) = self.deliveries.remove(&tag) {
                     let record = self.record_of(&held, journal::Outcome::Executed);
                     let result = held.kept(result);
@@ -427,11 +438,16 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 }
             }
             Outcome::Failed { reason, .. } | Outcome::Dead { reason } => {
-                counters.failed.fetch_add(1, Ordering::Relaxed);
                 self.record(tag, journal::Outcome::Failed, Some(reason));
-                if let Some((id, task)) = self.deliveries.get(&tag).and_then(|d| d.task.as_ref()) {
-                    let token = self.mint.token().map(tracing::field::display);
-                    tracing::warn!(task = %id, resource = %task.resource, token, reason, "an attempt failed");
+                let held = self.deliveries.get(&tag);
+                if let Some((held, (id, task))) = held.and_then(|h| Some((h, h.task.as_ref()?))) {
+                    let epoch = self.mint.token().map(|token| token.epoch().get());
+                    tracing::warn!(
+                        task = %id, resource = %task.resource,
+                        partition = self.session.topology.partition_of(&task.resource).number(),
+                        attempt = held.attempt, epoch, worker = %self.session.shared.options.id,
+                        reason, "an attempt failed"
+                    );
                 }
             }
         }
@@ -507,6 +523,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         if shared.options.fencing {
             attempt.fencing = self.mint.source(tag);
         }
+        self.counting.started(number);
         let stint = Arc::<Stint>::default();
         (held.attempt, held.stint) = (number, Arc::clone(&stint));
         let caution = self.claims.clone().and_then(|register| {
@@ -518,18 +535,25 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         });
         let delivery = Arc::clone(delivery);
+        let spans =
+            AttemptSpans::begin(&shared.tracer, &mut attempt, self.queue, &shared.options.id);
         let handle = self.running.spawn(async move {
             let stint = (&shared.stints, stint);
-            match caution {
-                Some(caution) => {
-                    caution.run(&shared.executor, attempt, delivery, stint, slot).await
+            let running = async {
+                match caution {
+                    Some(caution) => {
+                        caution.run(&shared.executor, attempt, delivery, stint, slot).await
+                    }
+                    None => {
+                        let ended = attempt::run(&shared.executor, attempt, delivery, stint).await;
+                        drop(slot);
+                        ended
+                    }
                 }
-                None => {
-                    let ended = attempt::run(&shared.executor, attempt, delivery, stint).await;
-                    drop(slot);
-                    ended
-                }
-            }
+            };
+            let ended = spans.around(running).await;
+            spans.end(&ended.outcome);
+            ended
         });
         self.running_tags.insert(handle.id(), tag);
     }
@@ -547,8 +571,13 @@ impl<'a, E: Execute> Tenure<'a, E> {
             by: session.shared.options.id.to_string(),
             from: self.queue.to_owned(),
         };
+        let resource = held.task.as_ref().map(|(_, task)| &task.resource);
         tracing::error!(
             task = held.task.as_ref().map(|(id, _)| tracing::field::display(id)),
+            resource = resource.map(tracing::field::display),
+            partition = resource.map(|r| self.session.topology.partition_of(r).number()),
+            epoch = self.mint.token().map(|token| token.epoch().get()),
+            worker = obituary.by,
             queue = self.queue,
             reason = obituary.reason,
             "to the dead letters"
@@ -574,6 +603,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
     fn note(&self) {
         let held = &self.session.held[self.index];
         held.note(self.lanes.unsettled(), self.lanes.running());
+        let Self { counting, lanes, .. } = self;
+        counting.note(lanes.unsettled(), lanes.running(), lanes.lanes());
     }
 }
 

@@ -48,6 +48,7 @@ impl User {
             .env("KEYLANE_AMQP_URL", &self.url)
             .env("KEYLANE_NAMESPACE", &self.namespace)
             .env_remove("KEYLANE_LOG")
+            .env_remove("TRACEPARENT")
             .env_remove("KEYLANE_TLS_CA")
             .env_remove("KEYLANE_TLS_CERT")
             .env_remove("KEYLANE_TLS_KEY")

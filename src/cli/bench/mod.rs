@@ -172,6 +172,11 @@ fn print(report: &Report) {
             t.ratio_journal
         );
         out!(
+            "  with metrics read      {:>9.0} tasks/s   it is {:.2} of keylane",
+            t.metrics,
+            t.ratio_metrics
+        );
+        out!(
             "  raw, an ack each       {:>9.0} tasks/s   keylane is {:.2} of it",
             t.raw_single,
             t.ratio_single

@@ -1,9 +1,9 @@
 //! Durable publish, routed, executed by a handler that does nothing, acked: as
-//! many as possible. keylane with its journal and without, and two raw loops, in
-//! turn.
+//! many as possible. keylane with its journal and without, with its metrics read, and
+//! two raw loops, in turn.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_lite::{StreamExt, stream};
@@ -14,7 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::Ledger;
 use super::{Bench, median, resource_name, started_worker};
 use crate::rabbit::raw::{OnDelivery, Raw};
-use crate::{Connect, Producer, ProducerOptions, Task, Topology, WorkerOptions, handler_fn};
+use crate::{
+    Connect, Metrics, MetricsError, Producer, ProducerOptions, Task, Topology, WorkerOptions,
+    handler_fn,
+};
 
 /// Tasks that are published and not confirmed, for everybody.
 const IN_FLIGHT: usize = 1_000;
@@ -30,6 +33,7 @@ const RESOURCES: u32 = 1_000;
 pub(super) struct Throughput {
     pub(super) keylane: f64,
     pub(super) no_journal: f64,
+    pub(super) metrics: f64,
     pub(super) raw_single: f64,
     pub(super) raw_coalesced: f64,
     /// keylane's share of the raw loop with an ack per message.
@@ -38,6 +42,8 @@ pub(super) struct Throughput {
     pub(super) ratio_coalesced: f64,
     /// Its share of keylane without a journal.
     pub(super) ratio_journal: f64,
+    /// Share of keylane that it has when its metrics are read every second.
+    pub(super) ratio_metrics: f64,
     pub(super) rounds: u32,
     pub(super) tasks: u64,
 }
@@ -47,18 +53,19 @@ pub(super) async fn run(
     connect: &Connect,
     progress: &ProgressBar,
 ) -> anyhow::Result<(Throughput, u64)> {
-    let (mut keylane, mut no_journal) = (Vec::new(), Vec::new());
+    let (mut keylane, mut no_journal, mut metrics) = (Vec::new(), Vec::new(), Vec::new());
     let (mut single, mut coalesced) = (Vec::new(), Vec::new());
     let mut violations = 0;
     // One unmeasured round warms the broker and the allocator up.
     for round in 0..=bench.rounds {
-        for turn in 0..4 {
-            let who = (round + turn) % 4;
+        for turn in 0..5 {
+            let who = (round + turn) % 5;
             progress.set_message(format!("throughput, round {round} of {}", bench.rounds));
             let (seconds, found) = match who {
-                0 => ours(bench, connect, true).await?,
-                1 => ours(bench, connect, false).await?,
-                2 => raw(bench, connect, 1).await?,
+                0 => ours(bench, connect, Variant::Usual).await?,
+                1 => ours(bench, connect, Variant::NoJournal).await?,
+                2 => ours(bench, connect, Variant::Metrics).await?,
+                3 => raw(bench, connect, 1).await?,
                 _ => raw(bench, connect, ACK_EVERY).await?,
             };
             violations += found;
@@ -66,7 +73,8 @@ pub(super) async fn run(
                 let rates = match who {
                     0 => &mut keylane,
                     1 => &mut no_journal,
-                    2 => &mut single,
+                    2 => &mut metrics,
+                    3 => &mut single,
                     _ => &mut coalesced,
                 };
                 rates.push(bench.tasks as f64 / seconds);
@@ -78,8 +86,10 @@ pub(super) async fn run(
         ratio_single: ratio(&keylane, &single),
         ratio_coalesced: ratio(&keylane, &coalesced),
         ratio_journal: ratio(&keylane, &no_journal),
+        ratio_metrics: ratio(&metrics, &keylane),
         keylane: median(keylane),
         no_journal: median(no_journal),
+        metrics: median(metrics),
         raw_single: median(single),
         raw_coalesced: median(coalesced),
         rounds: bench.rounds,
@@ -88,7 +98,16 @@ pub(super) async fn run(
     Ok((throughput, violations))
 }
 
-async fn ours(bench: &Bench, connect: &Connect, journal: bool) -> anyhow::Result<(f64, u64)> {
+/// How keylane works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Usual,
+    NoJournal,
+    /// Its metrics are read every second, which is more often than usual.
+    Metrics,
+}
+
+async fn ours(bench: &Bench, connect: &Connect, variant: Variant) -> anyhow::Result<(f64, u64)> {
     let ledger = Arc::new(Ledger::new(RESOURCES, bench.tasks, false));
     let seen = Arc::clone(&ledger);
     let handler = handler_fn(move |attempt| {
@@ -96,9 +115,17 @@ async fn ours(bench: &Bench, connect: &Connect, journal: bool) -> anyhow::Result
         std::future::ready(Ok(()))
     });
     let shutdown = CancellationToken::new();
-    let options = WorkerOptions { slots: 64, journal, ..WorkerOptions::default() };
+    let metrics = (variant == Variant::Metrics).then(|| Metrics::new().with_hot_resources(10));
+    let reading = metrics.clone().map(|metrics| tokio::spawn(read(metrics)));
+    let options = WorkerOptions {
+        slots: 64,
+        journal: variant != Variant::NoJournal,
+        metrics: metrics.clone(),
+        ..WorkerOptions::default()
+    };
     let worker = started_worker(connect, options, handler, shutdown.clone()).await?;
-    let options = ProducerOptions { max_in_flight: IN_FLIGHT, ..ProducerOptions::default() };
+    let options =
+        ProducerOptions { max_in_flight: IN_FLIGHT, metrics, ..ProducerOptions::default() };
     let producer = Producer::open(connect, options).await?;
 
     let began = Instant::now();
@@ -117,7 +144,15 @@ async fn ours(bench: &Bench, connect: &Connect, journal: bool) -> anyhow::Result
     producer.close().await;
     shutdown.cancel();
     worker.await.context("the worker panicked")??;
+    reading.into_iter().for_each(|reading| reading.abort());
     Ok((seconds, ledger.violations()))
+}
+
+async fn read(metrics: Metrics) -> Result<(), MetricsError> {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        metrics.render()?;
+    }
 }
 
 async fn raw(bench: &Bench, connect: &Connect, ack_every: u64) -> anyhow::Result<(f64, u64)> {

@@ -100,24 +100,24 @@ async fn a_large_payload_may_stay_unread() {
 async fn the_facts_are_in_the_environment() {
     let mut attempt = attempt("");
     attempt.task = attempt.task.with_kind("transfer").with_content_type("text/plain");
-    attempt.task.traceparent = Some("00-1-2-01".to_owned());
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    attempt.task.trace_context = TraceContext::new(parent, Some("a=1")).ok();
     attempt.number = 2;
     attempt.redelivered = true;
     attempt.timeout = Some(Duration::from_millis(1500));
     let command = "echo $KEYLANE_TASK_ID $KEYLANE_RESOURCE $KEYLANE_KIND $KEYLANE_CONTENT_TYPE \
         $KEYLANE_PARTITION $KEYLANE_ATTEMPT $KEYLANE_REDELIVERED $KEYLANE_TIMEOUT_MS \
-        $KEYLANE_FENCING_TOKEN $TRACEPARENT >&2; exit 1";
+        $KEYLANE_FENCING_TOKEN $TRACEPARENT $TRACESTATE >&2; exit 1";
     let token = FencingToken::try_from((3 << 40) + 5).expect("a token");
     let attempt = attempt.with_fencing_token(token);
-    let expected = "t-1 account/7 transfer text/plain 0 2 1 1500 3298534883333 00-1-2-01";
+    let expected =
+        format!("t-1 account/7 transfer text/plain 0 2 1 1500 3298534883333 {parent} a=1");
     assert_eq!(exec(command, attempt).await, Err(Failure::failed(expected)));
 }
 
 #[test]
 fn what_a_task_lacks_is_not_inherited_nor_a_password() {
-    let mut attempt = attempt("");
-    attempt.task.traceparent = Some("\0".to_owned());
-    let command = Exec::new("true").command(&attempt, None).expect("a command");
+    let command = Exec::new("true").command(&attempt(""), None).expect("a command");
     let removed: Vec<_> =
         command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(n, _)| n).collect();
     let optional = [
@@ -126,6 +126,7 @@ fn what_a_task_lacks_is_not_inherited_nor_a_password() {
         "KEYLANE_KIND",
         "KEYLANE_TIMEOUT_MS",
         "TRACEPARENT",
+        "TRACESTATE",
     ];
     assert_eq!(removed, [&["KEYLANE_AMQP_URL"], &optional[..]].concat());
 }

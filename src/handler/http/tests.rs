@@ -106,7 +106,8 @@ async fn a_task_is_posted() {
     let mut attempt = attempt(vec![7; 1 << 20]);
     attempt.task = attempt.task.with_kind("Über weisung").with_content_type("image/png");
     attempt.task.resource = "100% ä\n".to_owned().try_into().expect("a resource");
-    attempt.task.traceparent = Some("00-1-2-01".to_owned());
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    attempt.task.trace_context = TraceContext::new(parent, Some("a=1")).ok();
     attempt.number = 3;
     attempt.redelivered = true;
     let attempt = attempt.with_fencing_token(FencingToken::try_from(7).expect("a token"));
@@ -121,7 +122,8 @@ async fn a_task_is_posted() {
     assert_eq!(seen.header("keylane-attempt"), Some("3"));
     assert_eq!(seen.header("keylane-redelivered"), Some("1"));
     assert_eq!(seen.header("keylane-fencing-token"), Some("7"));
-    assert_eq!(seen.header("traceparent"), Some("00-1-2-01"));
+    assert_eq!(seen.header("traceparent"), Some(parent));
+    assert_eq!(seen.header("tracestate"), Some("a=1"));
     assert!(seen.body == vec![7; 1 << 20]);
 }
 
@@ -130,13 +132,14 @@ async fn what_a_task_lacks_has_no_header() {
     let mut server = Server::answering(answer("200 OK", "", "")).await;
     let mut attempt = attempt("");
     attempt.task.content_type = Some("a\nb".to_owned());
-    attempt.task.traceparent = Some("a\nb".to_owned());
     assert_eq!(server.handle(attempt).await, Ok(()));
     let seen = server.seen().await;
     assert_eq!(seen.header("content-type"), Some("application/octet-stream"));
     assert_eq!(seen.header("keylane-redelivered"), Some("0"));
     assert_eq!(seen.header("keylane-fencing-token"), None);
-    assert_eq!((seen.header("keylane-kind"), seen.header("traceparent")), (None, None));
+    for missing in ["keylane-kind", "traceparent", "tracestate"] {
+        assert_eq!(seen.header(missing), None, "{missing}");
+    }
 }
 
 #[tokio::test]

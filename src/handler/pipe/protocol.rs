@@ -13,6 +13,7 @@ use crate::handler::{Attempt, Failure};
 use crate::protocol::fence::FencingToken;
 use crate::protocol::result::TaskResult;
 use crate::protocol::task::{Task, TaskId};
+use crate::protocol::trace_context::TraceContext;
 
 /// Longest answer, its newline included. An answer is a word and a reason; a
 /// process that writes more is not speaking this protocol.
@@ -60,7 +61,8 @@ struct Request<'a> {
     redelivered: bool,
     fencing_token: Option<FencingToken>,
     timeout_ms: Option<u128>,
-    traceparent: Option<&'a str>,
+    traceparent: Option<String>,
+    tracestate: Option<&'a str>,
     #[serde(flatten)]
     payload: Payload<'a>,
 }
@@ -116,7 +118,8 @@ pub(super) fn request(
         redelivered: attempt.redelivered,
         fencing_token,
         timeout_ms: attempt.timeout.map(|time| time.as_millis()),
-        traceparent: task.traceparent.as_deref(),
+        traceparent: attempt.trace_context().map(TraceContext::traceparent),
+        tracestate: attempt.trace_context().and_then(TraceContext::tracestate),
         payload: Payload::of(task),
     })?;
     line.push(b'\n');
@@ -278,18 +281,19 @@ mod tests {
             "id": "t-1", "resource": "account/7", "kind": null, "content_type": null,
             "partition": 0, "attempt": 1, "redelivered": false, "fencing_token": null,
             "timeout_ms": null,
-            "traceparent": null, "payload_encoding": "text", "payload": "x",
+            "traceparent": null, "tracestate": null, "payload_encoding": "text", "payload": "x",
         });
         assert_eq!(serde_json::from_slice::<Value>(&line).expect("JSON"), expected);
         attempt.task.kind = Some("transfer".into());
-        attempt.task.traceparent = Some("00-1-2-01".into());
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        attempt.task.trace_context = TraceContext::new(parent, Some("a=1")).ok();
         attempt.redelivered = true;
         attempt.number = 3;
         attempt.timeout = Some(Duration::from_millis(1500));
         let token = FencingToken::new(2, Epoch::new(7)).ok();
         let line = request(&attempt, token).expect("a line");
         let line = String::from_utf8(line).expect("UTF-8");
-        let expected = r#""kind":"transfer","content_type":null,"partition":0,"attempt":3,"redelivered":true,"fencing_token":2199023255559,"timeout_ms":1500,"traceparent":"00-1-2-01""#;
+        let expected = r#""kind":"transfer","content_type":null,"partition":0,"attempt":3,"redelivered":true,"fencing_token":2199023255559,"timeout_ms":1500,"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","tracestate":"a=1""#;
         assert!(line.contains(expected), "{line}");
     }
 

@@ -3,6 +3,7 @@
 //! their numbers, and one that is lost is simply written again.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
+use super::JournalFigures;
 use crate::backoff::Backoff;
 use crate::protocol::journal::{Batch, Record};
 use crate::protocol::ownership::WorkerId;
@@ -57,6 +59,7 @@ pub(crate) struct Journal {
     writer: Arc<str>,
     task: Mutex<Option<AbortHandle>>,
     publisher: Publisher,
+    figures: Arc<JournalFigures>,
 }
 
 #[derive(Default)]
@@ -80,6 +83,7 @@ impl Journal {
             writer: Uuid::new_v4().simple().to_string().into(),
             task: Mutex::default(),
             publisher,
+            figures: Arc::default(),
         });
         let writing = Arc::clone(&journal).write(Route::queue(stream), worker);
         let handle = tokio::spawn(writing).abort_handle();
@@ -102,13 +106,20 @@ impl Journal {
         if state.records.len() == KEPT {
             state.records.pop_front();
             state.lost = true;
+            self.figures.given_up.fetch_add(1, Ordering::Relaxed);
         }
         state.records.push_back(record);
         state.appended.0 += 1;
         let position = state.appended;
+        self.figures.waits();
         drop(state);
         self.wake.notify_one();
         position
+    }
+
+    /// What it has written, and what waits.
+    pub(crate) fn figures(&self) -> &Arc<JournalFigures> {
+        &self.figures
     }
 
     /// Up to where the broker has confirmed, or is not waited for.
@@ -159,6 +170,7 @@ impl Journal {
                     // One that was meant for an earlier batch costs nothing.
                     timeout(LINGER, self.hurry.notified()).await.ok();
                 }
+                let taken_at = Instant::now();
                 let (records, last, marks) = {
                     let mut state = self.state();
                     // A number that is never written shows what was given up.
@@ -168,6 +180,7 @@ impl Journal {
                     let last = Position(state.appended.0 - state.records.len() as u64);
                     (records, last, std::mem::take(&mut state.marks))
                 };
+                let count = records.len() as u64;
                 let batch = Batch {
                     v: Batch::VERSION,
                     writer: Arc::clone(&self.writer),
@@ -178,6 +191,12 @@ impl Journal {
                 match serde_json::to_vec(&batch) {
                     Ok(body) => self.commit(&route, body.into()).await,
                     Err(error) => tracing::error!(%error, "a batch of records is lost"),
+                }
+                {
+                    // Locked, so that what comes meanwhile is not forgotten.
+                    let state = self.state();
+                    let more = !state.records.is_empty();
+                    self.figures.confirmed(count, taken_at.into_std(), more);
                 }
                 self.settled.send_replace(last);
                 for mark in marks {
