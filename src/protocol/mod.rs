@@ -12,4 +12,6 @@ pub mod partition;
 pub mod result;
 pub mod retry;
 pub mod settlement;
+pub mod stall;
+pub mod steering;
 pub mod task;
