@@ -24,6 +24,7 @@ mod journal;
 mod producer;
 mod rabbit;
 mod router;
+mod steering;
 mod worker;
 
 pub use executions::{Executed, NotExecuted};
@@ -38,6 +39,7 @@ pub use protocol::ownership::{Weight, WorkerId};
 pub use protocol::partition::{PartitionCount, PartitionId, Topology};
 pub use protocol::result::TaskResult;
 pub use protocol::retry::RetryPolicy;
+pub use protocol::steering::{Scope, Steering};
 pub use protocol::task::{Resource, Task, TaskId};
 pub use rabbit::connection::Connect;
 pub use rabbit::control::{Found, HeldPartition, RunningTask, WorkerReport};
@@ -45,6 +47,11 @@ pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;
 pub use rabbit::publisher::PublishError;
 pub use rabbit::status::{PartitionStatus, Status, status};
+pub use rabbit::steering::steering;
 pub use rabbit::topology::{Retention, init, init_with, topology};
 pub use router::{RouterOptions, route};
+pub use steering::{
+    CANCELLATION_KEPT, CancelError, Drained, Steered, cancel, drain_worker, pause, reinstate,
+    resume,
+};
 pub use worker::{WorkerOptions, WorkerSummary, work};

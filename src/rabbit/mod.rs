@@ -18,6 +18,7 @@ pub(crate) mod purge;
 #[cfg(feature = "cli")]
 pub(crate) mod raw;
 pub(crate) mod status;
+pub(crate) mod steering;
 mod tls;
 pub(crate) mod topology;
 pub(crate) mod version;

@@ -2,15 +2,17 @@
 
 mod attempt;
 mod held;
+mod holding;
 mod mint;
 mod owner;
 mod recording;
 mod session;
+mod steered;
 mod stints;
 mod tenure;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::holding::Held;
 use self::stints::Stints;
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure, Handler};
@@ -28,7 +31,7 @@ use crate::protocol::partition::Topology;
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
-use crate::rabbit::control::{HeldPartition, WorkerReport};
+use crate::rabbit::control::WorkerReport;
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Journal;
 
@@ -176,9 +179,10 @@ pub(crate) async fn run(
     executor: impl Execute,
     shutdown: CancellationToken,
 ) -> Result<WorkerSummary, Error> {
-    let shared = Arc::new(Shared::new(connect.clone(), options, source, executor));
+    let leave = shutdown.child_token();
+    let shared = Arc::new(Shared::new(connect.clone(), options, source, executor, leave.clone()));
     let _dropped = shared.dropped.clone().drop_guard();
-    let result = run_sessions(&shared, shutdown).await;
+    let result = run_sessions(&shared, leave).await;
     if let Some(journal) = shared.journal() {
         journal.close().await;
     }
@@ -235,6 +239,10 @@ struct Shared<E> {
     journal: OnceLock<Option<Arc<Journal>>>,
     counters: Counters,
     started: Instant,
+    /// The worker is to end: its caller wants it, or an operator.
+    leave: CancellationToken,
+    /// Where the operators wait who asked it to.
+    told_to_leave: Mutex<Vec<String>>,
     /// Cancelled when the future of [`work`] is dropped.
     dropped: CancellationToken,
 }
@@ -250,31 +258,18 @@ struct Counters {
     reconnects: AtomicU64,
 }
 
-/// What one owner holds; written by it only.
-#[derive(Default)]
-struct Held {
-    unsettled: AtomicU32,
-    running: AtomicU32,
-}
-
-impl Held {
-    fn note(&self, unsettled: usize, running: usize) {
-        // A window holds no more than a prefetch, which has 16 bits.
-        self.unsettled.store(unsettled as u32, Ordering::Relaxed);
-        self.running.store(running as u32, Ordering::Relaxed);
-    }
-
-    fn holds(&self) -> bool {
-        self.unsettled.load(Ordering::Relaxed) > 0
-    }
-}
-
 impl<E> Shared<E> {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.get().and_then(Option::as_ref)
     }
 
-    fn new(connect: Connect, options: WorkerOptions, source: Source, executor: E) -> Self {
+    fn new(
+        connect: Connect,
+        options: WorkerOptions,
+        source: Source,
+        executor: E,
+        leave: CancellationToken,
+    ) -> Self {
         Self {
             connect: connect.with_name(format!("keylane {}", options.id)),
             slots: Arc::new(Semaphore::new(options.slots.max(1) as usize)),
@@ -285,8 +280,14 @@ impl<E> Shared<E> {
             journal: OnceLock::new(),
             counters: Counters::default(),
             started: Instant::now(),
+            leave,
+            told_to_leave: Mutex::default(),
             dropped: CancellationToken::new(),
         }
+    }
+
+    fn told_to_leave(&self) -> MutexGuard<'_, Vec<String>> {
+        self.told_to_leave.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn summary(&self) -> WorkerSummary {
@@ -304,15 +305,14 @@ impl<E> Shared<E> {
 
     fn report(&self, topology: &Topology, held: &[Held]) -> WorkerReport {
         let summary = self.summary();
-        let partitions = topology.partitions().zip(held).filter_map(|(partition, held)| {
-            let unsettled = held.unsettled.load(Ordering::Relaxed);
-            let running = held.running.load(Ordering::Relaxed);
-            (unsettled > 0).then(|| HeldPartition::new(partition.number(), unsettled, running))
-        });
+        let partitions = topology.partitions().zip(held);
+        let partitions = partitions.filter_map(|(p, held)| held.report(p, self.started.elapsed()));
+        let free = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
         WorkerReport {
             worker: self.options.id.clone(),
             weight: self.options.weight,
             slots: self.options.slots,
+            busy: self.options.slots.max(1).saturating_sub(free),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             executed: summary.executed,
             failed: summary.failed,

@@ -6,5 +6,6 @@ mod bad_input;
 mod handlers;
 mod journal;
 mod security;
+mod steering;
 mod tls;
 mod user;
