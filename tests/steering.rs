@@ -15,7 +15,8 @@ use keylane::{
     reinstate, resume, status, steering, verify,
 };
 use lapin::BasicProperties;
-use lapin::options::QueueDeleteOptions;
+use lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 
 use support::{
     Gate, Record, Worker, amqp, await_dead_letters, broker, count, eventually, named, publish, put,
@@ -399,4 +400,58 @@ async fn a_window_full_of_paused_tasks_holds_up_the_others_and_is_named() {
     record.until_executed(9).await;
     record.assert_once();
     worker.drain().await;
+}
+
+/// What RabbitMQ 4.3 does after a week, here after seconds: it takes back what the owner
+/// holds. The owner comes again, and nothing was started meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_that_outlasts_the_consumer_timeout_loses_nothing() {
+    let broker = broker(Version::V4_3).await;
+    let (connect, topology) = space(broker, 1).await;
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    let (connection, channel) = amqp(broker).await;
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
+    arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(5_000));
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(queue.as_str().into(), durable, arguments).await.unwrap();
+    let exchange = connect.namespace().exchange(&topology);
+    let bound = channel.queue_bind(
+        queue.as_str().into(),
+        exchange.as_str().into(),
+        "0".into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    bound.await.unwrap();
+
+    pause(&connect, resource("held"), BY).await.unwrap();
+    let record = Record::default();
+    let worker = Worker::start(&connect, named("w"), quick(&record, "w"));
+    let standby = Worker::start(&connect, named("s"), quick(&record, "s"));
+    publish(&connect, tasks(&["held".to_owned(), "free".to_owned()], 5)).await;
+    record.until("what is free", |runs| runs.len() == 5).await;
+    let mut owners = Vec::new();
+    eventually("it is taken from one, and from the other", async || {
+        let seen = status(&connect).await.unwrap();
+        let holder = seen.partitions[0].owner.clone().filter(|_| seen.partitions[0].unsettled == 5);
+        if let Some(holder) = holder
+            && owners.last() != Some(&holder)
+        {
+            owners.push(holder);
+        }
+        (owners.len() == 3).then_some(())
+    })
+    .await;
+    assert_eq!(runs_of(&record, "held"), 0);
+    resume(&connect, Scope::All, BY).await.unwrap();
+    publish(&connect, [task("free", 5)]).await;
+    record.until_executed(11).await;
+    record.assert_exclusive_and_in_order();
+    connection.close(200, "done".into()).await.unwrap();
+    worker.drain().await;
+    standby.drain().await;
 }

@@ -101,7 +101,7 @@ pub(crate) struct Observer {
     topology: Topology,
     channel: Channel,
     control: Option<Control>,
-    /// `None` in a namespace that nobody can steer.
+    /// `None` in a namespace that nobody can steer, or where it cannot be read.
     orders: Option<OrderLog>,
 }
 
@@ -114,6 +114,11 @@ impl Observer {
         let orders = match OrderLog::open(&connection, &namespace).await {
             Ok(orders) => Some(orders),
             Err(Error::SteeringMissing { .. }) => None,
+            // The rest is worth the more to know in a cluster that is in trouble.
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "cannot tell what is paused");
+                None
+            }
             Err(error) => return Err(error),
         };
         let channel = connection.create_channel().await.doing("open a channel")?;
