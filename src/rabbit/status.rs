@@ -134,7 +134,7 @@ impl Observer {
         };
         let mut steering = Steering::default();
         if let Some(orders) = orders {
-            orders.to_end(connection).await?;
+            orders.catch_up(connection).await?;
             steering = orders.ledger().steering().clone();
         }
         let (inbox, routers) = count(namespace.inbox()).await?;

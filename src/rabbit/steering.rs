@@ -220,13 +220,13 @@ impl OrderLog {
         if !log.first().await? {
             return Ok(log);
         }
-        log.to_end(connection).await?;
+        log.catch_up(connection).await?;
         if log.ledger.position().is_none() {
             // The last record is no order. The one before it is somewhere.
             let first = AMQPValue::LongString(LongString::from("first"));
             log.reopen(connection, first).await?;
             log.first().await?;
-            log.to_end(connection).await?;
+            log.catch_up(connection).await?;
         }
         Ok(log)
     }
@@ -297,14 +297,14 @@ impl OrderLog {
     /// Waits for the first record; false if there is none.
     async fn first(&mut self) -> Result<bool, Error> {
         let record = timeout(FIRST_ORDER_TIMEOUT, self.read()).await;
-        Ok(record.map_or(Ok(false), |record| record.map(|_| true))?)
+        record.map_or(Ok(false), |record| record.map(|_| true))
     }
 
     /// Reads what is there by now.
     ///
     /// # Errors
     /// As those of [`OrderLog::open`].
-    pub(crate) async fn to_end(&mut self, connection: &Connection) -> Result<(), Error> {
+    pub(crate) async fn catch_up(&mut self, connection: &Connection) -> Result<(), Error> {
         loop {
             if let Some(from) = self.go_back_to {
                 self.go_back(connection, from).await?;
