@@ -26,6 +26,7 @@ mod producer;
 mod rabbit;
 mod router;
 mod spans;
+mod steering;
 mod worker;
 
 pub use executions::{Executed, NotExecuted};
@@ -43,6 +44,7 @@ pub use protocol::ownership::{Weight, WorkerId};
 pub use protocol::partition::{PartitionCount, PartitionId, Topology};
 pub use protocol::result::TaskResult;
 pub use protocol::retry::RetryPolicy;
+pub use protocol::steering::{Scope, Steering};
 pub use protocol::task::{Resource, Task, TaskId};
 pub use protocol::trace_context::{TraceContext, TraceContextError};
 pub use rabbit::connection::Connect;
@@ -53,6 +55,11 @@ pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;
 pub use rabbit::publisher::PublishError;
 pub use rabbit::status::{PartitionStatus, ResourceShare, Status, status};
+pub use rabbit::steering::steering;
 pub use rabbit::topology::{Retention, init, init_with, topology};
 pub use router::{RouterOptions, route};
+pub use steering::{
+    CANCELLATION_KEPT, CancelError, Drained, Steered, cancel, drain_worker, pause, reinstate,
+    resume,
+};
 pub use worker::{WorkerOptions, WorkerSummary, work};

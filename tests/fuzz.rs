@@ -11,6 +11,9 @@ use proptest::sample::select;
 /// What a worker writes into the journal.
 const RECORDS: &[u8] = br#"{"v":1,"writer":"x","number":2,"worker":"w","records":[{"task":"t-1","resource":"r3","partition":3,"epoch":7,"slot":0,"attempt":1,"at_us":1700000000000000,"took_us":1,"outcome":"executed","result":"ok","producer":"p","sequence":7,"republished":true,"redelivered":true}]}"#;
 
+/// What an operator writes into the log of orders.
+const ORDER: &[u8] = br#"{"v":1,"id":"x","base":17,"before":{"all":{"by":"a","at_ms":1},"partitions":{"3":{"by":"a","at_ms":1}},"resources":{"r":{"by":"a","at_ms":1}},"cancelled":{"t":{"by":"a","at_ms":1,"until_ms":9}}},"change":{"pause":{"partition":4}},"by":"b","at_ms":2}"#;
+
 /// Bytes of any kind, and good ones that were damaged in one place.
 fn bytes(good: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<u8>> {
     let damaged = (select(good), any::<prop::sample::Index>(), 0..3_usize, vec(any::<u8>(), 0..4));
@@ -185,6 +188,14 @@ proptest! {
     }
 
     #[test]
+    fn an_order_is_any_bytes(bytes in prop_oneof![
+        bytes(&[ORDER]),
+        json(&["v", "id", "base", "before", "change", "by", "at_ms", "pause", "resource", "all"]),
+    ]) {
+        fuzz::order(&bytes);
+    }
+
+    #[test]
     fn a_batch_of_records_is_any_bytes(bytes in prop_oneof![
         bytes(&[RECORDS]),
         json(&["v", "writer", "number", "worker", "records", "task", "resource", "partition",
@@ -218,6 +229,7 @@ proptest! {
     fn a_control_message_is_any_bytes(bytes in bytes(&[
         br#""report""#,
         br#"{"hello":{"worker":"w:1","weight":0.3}}"#,
+        br#"{"heed":{"position":7}}"#,
         br#"{"worker":"w","weight":1.5,"slots":4294967295,"uptime_ms":1,"executed":2,"failed":0,"dead_lettered":0,"partitions":[{"partition":1,"unsettled":4294967295,"running":3}]}"#,
     ])) {
         fuzz::control(&bytes);
@@ -233,6 +245,7 @@ proptest! {
 fn the_good_examples_are_good() {
     // Or the damaged ones would be damaged twice.
     assert!(keylane::protocol::journal::Batch::read(RECORDS).is_ok());
+    assert!(keylane::protocol::steering::Order::read(ORDER).is_ok());
     for good in [MESSAGE, NAMED] {
         let (payload, properties) = lapin::protocol::basic::parse_properties(good).expect("parses");
         assert!(properties.headers().is_some() && !payload.is_empty());

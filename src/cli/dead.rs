@@ -1,12 +1,13 @@
 //! `keylane dead`
 
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::Broker;
+use super::since::Since;
 use crate::{DeadLetter, DeadLetters};
 
 /// Look at the dead letters, publish them again, or drop them
@@ -26,6 +27,8 @@ enum DeadCommand {
         /// List so many at the most
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Show one dead letter with its payload
     Show {
@@ -35,31 +38,73 @@ enum DeadCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Publish dead letters again, each at the end of its resource's queue
+    /// Publish dead letters again, oldest first, each at the end of its resource's queue
+    ///
+    /// One that was cancelled is not cancelled any more.
     Replay(Selection),
     /// Remove dead letters for good
     Discard(Selection),
 }
 
-/// Which dead letters.
+/// Which dead letters: those for which all of this holds.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-struct Selection {
-    /// Those with these task ids
-    ids: Vec<String>,
+#[group(skip)]
+struct Filter {
     /// Those of this resource
     #[arg(long)]
     resource: Option<String>,
+    /// Those whose reason has this text in it
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Those that were given up from then on: so long ago (`2h`), or at a UTC time
+    #[arg(long, value_name = "TIME")]
+    since: Option<Since>,
+    /// Those that were given up before then
+    #[arg(long, value_name = "TIME")]
+    before: Option<Since>,
+}
+
+/// Ways to say which.
+const WAYS: [&str; 6] = ["ids", "all", "resource", "reason", "since", "before"];
+
+/// What a filter can be about.
+const FILTERS: [&str; 4] = ["resource", "reason", "since", "before"];
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        let Self { resource, reason, since, before } = self;
+        resource.is_none() && reason.is_none() && since.is_none() && before.is_none()
+    }
+
+    fn has(&self, letter: &DeadLetter) -> bool {
+        let at = dead_at(letter);
+        let is_since = |since: &Since| at.is_some_and(|at| at >= since.0);
+        let is_before = |before: &Since| at.is_some_and(|at| at < before.0);
+        self.resource.as_ref().is_none_or(|wanted| Some(wanted) == letter.resource.as_ref())
+            && self.reason.as_ref().is_none_or(|text| letter.reason.contains(text))
+            && self.since.as_ref().is_none_or(is_since)
+            && self.before.as_ref().is_none_or(is_before)
+    }
+}
+
+/// Which dead letters.
+#[derive(Debug, clap::Args)]
+#[group(id = "which", required = true, multiple = true, args = WAYS)]
+struct Selection {
+    /// Those with these task ids
+    #[arg(conflicts_with_all = FILTERS, conflicts_with = "all")]
+    ids: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
     /// All that are there now
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = FILTERS)]
     all: bool,
 }
 
 impl Selection {
     fn has(&self, letter: &DeadLetter) -> bool {
         let has_id = letter.id.as_ref().is_some_and(|id| self.ids.contains(id));
-        let of_resource = self.resource.is_some() && self.resource == letter.resource;
-        self.all || has_id || of_resource
+        self.all || has_id || !self.filter.is_empty() && self.filter.has(letter)
     }
 }
 
@@ -67,7 +112,9 @@ impl Dead {
     pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
         let mut letters = DeadLetters::open(&broker.connect()?).await?;
         let result = match self.command {
-            DeadCommand::List { json, limit } => list(&mut letters, json, limit).await,
+            DeadCommand::List { json, limit, filter } => {
+                list(&mut letters, json, limit, &filter).await
+            }
             DeadCommand::Show { id, json } => show(&mut letters, &id, json).await,
             DeadCommand::Replay(selection) => replay(&mut letters, &selection).await,
             DeadCommand::Discard(selection) => discard(&mut letters, &selection).await,
@@ -81,11 +128,15 @@ async fn list(
     letters: &mut DeadLetters,
     json: bool,
     limit: Option<u32>,
+    filter: &Filter,
 ) -> anyhow::Result<ExitCode> {
     let mut listed = 0;
     while limit.is_none_or(|limit| listed < limit)
         && let Some(letter) = letters.next().await?
     {
+        if !filter.has(&letter) {
+            continue;
+        }
         listed += 1;
         if json {
             out!("{}", serde_json::to_string(&letter)?);
@@ -96,7 +147,7 @@ async fn list(
             out!("{}  {id}  {resource}  attempts {attempts}: {}", time(&letter), letter.reason);
         }
     }
-    if !json && letters.left() > 0 {
+    if !json && filter.is_empty() && letters.left() > 0 {
         out!("and {} more", letters.left());
     }
     Ok(ExitCode::SUCCESS)
@@ -175,8 +226,13 @@ fn found(count: u32, selection: &Selection, failed: bool) -> ExitCode {
     if all_found && !failed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// When it was given up.
+fn dead_at(letter: &DeadLetter) -> Option<SystemTime> {
+    let at = letter.dead_at_ms.and_then(|ms| u64::try_from(ms).ok())?;
+    UNIX_EPOCH.checked_add(Duration::from_millis(at))
+}
+
 fn time(letter: &DeadLetter) -> String {
-    let at = letter.dead_at_ms.and_then(|ms| u64::try_from(ms).ok());
-    let at = at.and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
-    at.map_or_else(|| "-".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
+    dead_at(letter)
+        .map_or_else(|| "-".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
 }

@@ -7,17 +7,21 @@
 mod output;
 
 mod bench;
+mod cancel;
 mod config;
 mod dead;
 mod demo;
+mod drain;
 mod history;
 mod init;
 pub(crate) mod lines;
 mod logging;
 mod manual;
 mod metrics;
+mod operator;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod pause;
 mod progress;
 mod publish;
 mod route;
@@ -27,6 +31,7 @@ mod since;
 mod soak;
 mod status;
 mod verify;
+mod watch;
 mod work;
 
 use std::path::PathBuf;
@@ -183,6 +188,11 @@ enum Command {
     Route(route::Route),
     Work(Box<work::Work>),
     Status(status::Status),
+    Watch(watch::Watch),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
+    Cancel(cancel::Cancel),
+    Drain(drain::Drain),
     Task(history::Task),
     History(history::History),
     Verify(verify::Verify),
@@ -252,6 +262,11 @@ impl Command {
             Self::Route(route) => route.run(broker).await,
             Self::Work(work) => work.run(broker).await,
             Self::Status(status) => status.run(broker).await,
+            Self::Watch(watch) => watch.run(broker).await,
+            Self::Pause(pause) => pause.run(broker).await,
+            Self::Resume(resume) => resume.run(broker).await,
+            Self::Cancel(cancel) => cancel.run(broker).await,
+            Self::Drain(drain) => drain.run(broker).await,
             Self::Task(task) => task.run(broker).await,
             Self::History(history) => history.run(broker).await,
             Self::Verify(verify) => verify.run(broker).await,

@@ -1,5 +1,6 @@
 //! `keylane status`
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,10 +8,12 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::Broker;
+use super::pause::paused;
 use super::progress::grouped;
-use crate::{PartitionId, ResourceShare};
+use crate::ResourceShare;
+use crate::protocol::stall::{Cause, Event, Watch};
 
-/// Show partitions, owners, backlog and workers
+/// Show partitions, owners, backlog, workers, and what stands still
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
     /// Print one JSON object
@@ -29,13 +32,15 @@ impl Status {
             out!("{}", serde_json::to_string(&status)?);
             return Ok(ExitCode::SUCCESS);
         }
-        let mut stands_still = waiting(&status);
-        if !stands_still.is_empty() {
+        // What lasts until the second look is told.
+        let mut watch = Watch::new(Duration::from_millis(1));
+        watch.note(0, status.looks());
+        let mut stalled = Vec::new();
+        if status.partitions.iter().any(|partition| partition.cause.is_some()) {
             tokio::time::sleep(SECOND_LOOK).await;
-            let again = waiting(&crate::status(&connect).await?);
-            stands_still.retain(|partition| again.contains(partition));
+            stalled = watch.note(1, crate::status(&connect).await?.looks());
         }
-        print(&status, &stands_still, self.all);
+        print(&status, &stalled, self.all);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -43,12 +48,7 @@ impl Status {
 /// A hand-over takes less.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-fn waiting(status: &crate::Status) -> Vec<PartitionId> {
-    let waiting = status.partitions.iter().filter(|p| p.waits() && !status.workers.is_empty());
-    waiting.map(|p| p.partition).collect()
-}
-
-fn print(status: &crate::Status, stands_still: &[PartitionId], all: bool) {
+fn print(status: &crate::Status, stalled: &[Event], all: bool) {
     out!("namespace {:?}: {}", status.namespace, status.topology);
     let ready: u64 = status.partitions.iter().map(|p| u64::from(p.ready)).sum();
     let unsettled: u64 = status.partitions.iter().map(|p| u64::from(p.unsettled)).sum();
@@ -62,21 +62,19 @@ fn print(status: &crate::Status, stands_still: &[PartitionId], all: bool) {
         if status.inbox > 0 && !status.routed { " (no router: keylane route)" } else { "" },
         grouped(u64::from(status.dead)),
     );
-    if status.workers.is_empty() && status.partitions.iter().any(|p| p.consumed) {
-        out!("somebody consumes, but no worker answers: is it stopped, or cut off?");
+    if let Some(paused) = paused(&status.steering) {
+        out!("paused: {paused}");
+    }
+    let cancelled = status.steering.cancelled.len() as u64;
+    if cancelled > 0 {
+        out!("cancelled tasks: {}", grouped(cancelled));
     }
     let unowned = status.partitions.iter().filter(|p| !p.consumed).count();
     if unowned > 0 {
         out!("partitions that nobody consumes: {unowned} (start workers: keylane work)");
     }
-    if !stands_still.is_empty() {
-        let numbers: Vec<_> = stands_still.iter().map(ToString::to_string).collect();
-        out!(
-            "partitions that stand still, with tasks that no worker is handed: {} (does a stranger \
-             consume them? or was a worker killed during a hand-over: see ARCHITECTURE.md, \
-             \"A partition that stands still\")",
-            numbers.join(", ")
-        );
+    for (partitions, cause) in by_cause(stalled) {
+        out!("partitions that stand still: {partitions} ({cause})");
     }
     if !status.workers.is_empty() {
         let mut workers =
@@ -151,6 +149,22 @@ fn shown(resource: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// The partitions of each cause. What somebody has paused as a whole, and what nobody
+/// consumes, is said already.
+fn by_cause(stalled: &[Event]) -> BTreeMap<String, String> {
+    let mut causes = BTreeMap::<String, String>::new();
+    for event in stalled {
+        let Event::Stalled { partition, cause, .. } = event else { continue };
+        if matches!(cause, Cause::Paused | Cause::NotConsumed) {
+            continue;
+        }
+        let partitions = causes.entry(cause.to_string()).or_default();
+        let comma = if partitions.is_empty() { "" } else { ", " };
+        *partitions += &format!("{comma}{partition}");
+    }
+    causes.into_iter().map(|(cause, partitions)| (partitions, cause)).collect()
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

@@ -20,10 +20,18 @@
 //! `Drain` ends the starts and closes the channel once nothing runs; `Lost`
 //! ends everything at once. Only the *head* of a lane is ever not queued, which
 //! is what keeps the order of a resource.
+//!
+//! `Pause` says which lanes start nothing; they keep what they hold, and nobody
+//! else waits for them. `Cancel` turns a task that does not run into one that must
+//! not be run, where it stands.
+
+mod ready;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use self::ready::Paused;
+use self::ready::Ready;
 use super::retry::RetryPolicy;
 use super::settlement::{Ack, DeliveryTag, Settlement};
 use super::task::Resource;
@@ -94,6 +102,15 @@ pub enum Input {
     Executed {
         /// Its delivery.
         tag: DeliveryTag,
+    },
+    /// From now on nothing of these is started, and everything else may be.
+    Pause(Paused),
+    /// This task must not be run any more. One that runs is left alone.
+    Cancel {
+        /// Its delivery.
+        tag: DeliveryTag,
+        /// By whose order.
+        reason: String,
     },
     /// The worker could run one more task.
     SlotFree,
@@ -201,8 +218,7 @@ pub struct Lanes {
     phase: Phase,
     deliveries: BTreeMap<DeliveryTag, Delivery>,
     lanes: BTreeMap<Resource, VecDeque<DeliveryTag>>,
-    /// Lanes whose head may start, first come first served.
-    ready: VecDeque<Resource>,
+    ready: Ready,
     waiting: BTreeSet<(Millis, DeliveryTag)>,
     running: usize,
     dead_lettering: usize,
@@ -220,7 +236,7 @@ impl Lanes {
             phase: Phase::Open,
             deliveries: BTreeMap::new(),
             lanes: BTreeMap::new(),
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             waiting: BTreeSet::new(),
             running: 0,
             dead_lettering: 0,
@@ -231,7 +247,7 @@ impl Lanes {
     /// Whether [`Input::SlotFree`] would start a task.
     #[must_use]
     pub fn wants_slot(&self) -> bool {
-        self.phase == Phase::Open && !self.ready.is_empty()
+        self.phase == Phase::Open && self.ready.len() > 0
     }
 
     /// When [`Input::Tick`] will next change anything.
@@ -264,6 +280,25 @@ impl Lanes {
         self.deliveries.len()
     }
 
+    /// Lanes whose head could start, if there were a slot.
+    #[must_use]
+    pub fn startable(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Lanes whose head waits for its next attempt.
+    #[must_use]
+    pub fn retrying(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Deliveries in lanes whose head could start, were they not paused.
+    #[must_use]
+    pub fn paused(&self) -> usize {
+        let lanes = self.ready.parked().filter_map(|resource| self.lanes.get(resource));
+        lanes.map(VecDeque::len).sum()
+    }
+
     /// Takes an input at the time `now` and appends to `outputs` what is to be
     /// done, in this order.
     ///
@@ -292,6 +327,8 @@ impl Lanes {
                 }
                 self.settlement.settle(tag);
             }
+            Input::Pause(paused) => self.ready.pause(paused),
+            Input::Cancel { tag, reason } => self.cancel(tag, reason, outputs),
             Input::SlotFree => self.start(outputs),
             Input::Finished { tag, outcome } => self.finish(now, tag, outcome, outputs)?,
             Input::DeadLettered { tag } => {
@@ -349,7 +386,7 @@ impl Lanes {
     fn advance(&mut self, resource: Resource, tag: DeliveryTag, outputs: &mut Vec<Output>) {
         match self.deliveries.get(&tag).map(|d| &d.stage) {
             Some(Stage::Queued { unusable: Some(_) }) => self.dead_letter_unusable(tag, outputs),
-            Some(_) => self.ready.push_back(resource),
+            Some(_) => self.ready.push(resource),
             None => {}
         }
     }
@@ -367,11 +404,28 @@ impl Lanes {
         }
     }
 
+    fn cancel(&mut self, tag: DeliveryTag, reason: String, outputs: &mut Vec<Output>) {
+        let Some(delivery) = self.deliveries.get_mut(&tag) else { return };
+        match delivery.stage {
+            Stage::Queued { unusable: None } => {}
+            Stage::Waiting { until } => {
+                self.waiting.remove(&(until, tag));
+            }
+            Stage::Queued { unusable: Some(_) } | Stage::Running | Stage::DeadLettering => return,
+        }
+        delivery.stage = Stage::Queued { unusable: Some(reason) };
+        let Some(resource) = delivery.resource.clone() else { return };
+        if self.lanes.get(&resource).and_then(VecDeque::front) == Some(&tag) {
+            self.ready.remove(&resource);
+            self.dead_letter_unusable(tag, outputs);
+        }
+    }
+
     fn start(&mut self, outputs: &mut Vec<Output>) {
         if self.phase != Phase::Open {
             return;
         }
-        let Some(resource) = self.ready.pop_front() else { return };
+        let Some(resource) = self.ready.pop() else { return };
         let head = self.lanes.get(&resource).and_then(|lane| lane.front().copied());
         if let Some((tag, delivery)) =
             head.and_then(|tag| Some((tag, self.deliveries.get_mut(&tag)?)))
@@ -420,7 +474,7 @@ impl Lanes {
             self.waiting.pop_first();
             if let Some(delivery) = self.deliveries.get_mut(&tag) {
                 delivery.stage = Stage::Queued { unusable: None };
-                self.ready.extend(delivery.resource.clone());
+                delivery.resource.clone().into_iter().for_each(|lane| self.ready.push(lane));
             }
         }
     }

@@ -13,5 +13,7 @@ pub mod partition;
 pub mod result;
 pub mod retry;
 pub mod settlement;
+pub mod stall;
+pub mod steering;
 pub mod task;
 pub mod trace_context;

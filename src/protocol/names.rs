@@ -83,6 +83,12 @@ impl Namespace {
         format!("{self}.journal")
     }
 
+    /// Stream of what operators order.
+    #[must_use]
+    pub fn steering(&self) -> String {
+        format!("{self}.steering")
+    }
+
     /// Queue of the dead letters.
     #[must_use]
     pub fn dead(&self) -> String {

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::connection::close;
 use super::error::{Doing, Error};
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
@@ -41,6 +42,41 @@ pub(crate) enum Said {
     Find {
         /// The task.
         task: TaskId,
+    },
+    /// Who heeds the orders up to this position of their log? Whoever does answers
+    /// to the queue in `reply_to`.
+    Heed {
+        /// Of the last order.
+        position: u64,
+    },
+}
+
+/// A worker follows all orders up to a position of their log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Heeded {
+    /// Which.
+    pub(crate) worker: WorkerId,
+    /// Of the last order that it follows.
+    pub(crate) position: u64,
+}
+
+/// What a worker says that was asked to leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Leaving {
+    /// It gives its partitions up.
+    Leaves {
+        /// Which.
+        worker: WorkerId,
+        /// Tasks that run, which it waits for.
+        running: u32,
+    },
+    /// It has given them up, and ends.
+    Left {
+        /// Which.
+        worker: WorkerId,
+        /// Tasks that it has aborted because they took too long.
+        aborted: u64,
     },
 }
 
@@ -87,6 +123,9 @@ pub struct WorkerReport {
     pub weight: Weight,
     /// How many tasks it runs at once, at the most.
     pub slots: u32,
+    /// How many it runs now.
+    #[serde(default)]
+    pub busy: u32,
     /// How long it has been running, in milliseconds.
     pub uptime_ms: u64,
     /// Tasks executed since it started.
@@ -142,12 +181,29 @@ pub struct HeldPartition {
     pub unsettled: u32,
     /// Tasks that run now.
     pub running: u32,
+    /// Deliveries that wait because their resource or all is paused.
+    #[serde(default)]
+    pub paused: u32,
+    /// Tasks that wait for their next attempt.
+    #[serde(default)]
+    pub retrying: u32,
+    /// When the first of these is due, in milliseconds from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<u64>,
+    /// Tasks that could start, if the worker had a slot.
+    #[serde(default)]
+    pub startable: u32,
+    /// Deliveries that were settled since the worker connected.
+    #[serde(default)]
+    pub settled: u64,
 }
 
 impl HeldPartition {
     /// A partition with these counts.
     pub(crate) fn new(partition: u32, unsettled: u32, running: u32) -> Self {
-        Self { partition, unsettled, running }
+        let (paused, retrying, startable) = (0, 0, 0);
+        let (retry_in_ms, settled) = (None, 0);
+        Self { partition, unsettled, running, paused, retrying, retry_in_ms, startable, settled }
     }
 }
 
@@ -230,6 +286,35 @@ impl Control {
         self.publish("", to, answer).await
     }
 
+    /// Where answers come to.
+    pub(crate) fn own_queue(&self) -> &str {
+        &self.own_queue
+    }
+
+    /// The next answer; `None` if there is none in this time.
+    ///
+    /// # Errors
+    /// When the channel is lost.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn answer_within<T: DeserializeOwned>(
+        &mut self,
+        wait: Duration,
+    ) -> Result<Option<T>, Error> {
+        let next = async {
+            while let Some(delivery) = self.consumer.next().await {
+                let delivery = delivery.map_err(|error| self.refused(error))?;
+                match serde_json::from_slice(&delivery.data) {
+                    Ok(answer) => return Ok(Some(answer)),
+                    Err(error) => tracing::debug!(%error, "an answer was not understood"),
+                }
+            }
+            Ok(None)
+        };
+        tokio::time::timeout(wait, next).await.unwrap_or(Ok(None))
+    }
+
     /// Gathers answers until none has come for a while: `patience` for the
     /// first one, `quiet` after each. How many there will be nobody knows, since
     /// the broker does not count consumers that stand by.
@@ -252,6 +337,11 @@ impl Control {
             wait = quiet;
         }
         Ok(answers)
+    }
+
+    /// Ends it. What was said is on its way.
+    pub(crate) async fn close(self) {
+        close(&self.channel).await;
     }
 
     /// Nothing says so at once when the broker refuses what was said.

@@ -18,10 +18,12 @@ use super::consumer::counts;
 use super::envelope::{self, BROKERS_OWN, envelope, number, text};
 use super::error::{Doing, Error};
 use super::publisher::{PublishError, Publisher, Route};
+use super::steering::order;
 use super::topology;
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
-use crate::protocol::task::{EnvelopeError, RESOURCE_HEADER, Task};
+use crate::protocol::steering::{CANCELLED_BY, Change};
+use crate::protocol::task::{EnvelopeError, RESOURCE_HEADER, Task, TaskId};
 
 const REASON: &str = "x-keylane-reason";
 const ATTEMPTS: &str = "x-keylane-attempts";
@@ -159,6 +161,9 @@ pub enum ReplayError {
     /// It was not published.
     #[error("dead letter was not replayed: {0}")]
     Publish(#[from] PublishError),
+    /// It was cancelled, and that could not be withdrawn.
+    #[error("dead letter was not replayed, since it is cancelled still: {0}")]
+    Cancelled(#[source] Error),
     /// It was published, but stays in the dead letters as well.
     #[error("dead letter was replayed, but is still in the dead letters: {0}")]
     Settle(#[from] Error),
@@ -181,6 +186,7 @@ const NEXT_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct DeadLetters {
     connection: Connection,
+    namespace: Namespace,
     channel: Channel,
     /// One consumer, since letters that were taken with separate gets would
     /// come back in any order.
@@ -218,6 +224,7 @@ impl DeadLetters {
         let routes = Route::partitions(namespace, &topology);
         Ok(Self {
             connection,
+            namespace: namespace.clone(),
             channel,
             consumer,
             queue,
@@ -255,7 +262,7 @@ impl DeadLetters {
     }
 
     /// Publishes the task again, at the end of its resource's queue, and takes
-    /// it out of the dead letters.
+    /// it out of the dead letters. One that was cancelled may start again.
     ///
     /// # Errors
     /// [`ReplayError`]; the letter stays unless it says otherwise.
@@ -265,6 +272,13 @@ impl DeadLetters {
     pub async fn replay(&mut self, letter: DeadLetter) -> Result<(), ReplayError> {
         let task = letter.task()?;
         let id = task.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().into());
+        if letter.reason.starts_with(CANCELLED_BY) {
+            // The id by which workers know it.
+            let known = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
+            let change = Change::Reinstate { tasks: vec![known] };
+            let withdrawn = order(&self.connection, &self.namespace, change, "a replay").await;
+            withdrawn.map_err(ReplayError::Cancelled)?;
+        }
         let route = &self.routes[self.topology.partition_of(&task.resource).number() as usize];
         self.publisher
             .send_task(route, &task, &id, task.origin.as_ref(), None)

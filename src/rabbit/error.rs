@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use lapin::ErrorKind;
 
-use crate::protocol::partition::Topology;
+use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::steering::SteeringError;
 
 /// An operation on the broker failed. The text names the thing and the way out,
 /// and never holds a password.
@@ -103,6 +104,35 @@ pub enum Error {
         /// The namespace.
         namespace: String,
     },
+    /// The namespace cannot be steered: it was set up by an older keylane.
+    #[error(
+        "namespace {namespace:?} has no log of orders on this broker: run `keylane init --namespace {namespace}` again"
+    )]
+    SteeringMissing {
+        /// The namespace.
+        namespace: String,
+    },
+    /// What is in force cannot be understood.
+    #[error(
+        "what is paused and cancelled in namespace {namespace:?} cannot be read ({reason}): upgrade this keylane"
+    )]
+    SteeringUnreadable {
+        /// The namespace.
+        namespace: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An order asks for too much.
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
+    /// There is no partition of this number.
+    #[error("there is no partition {partition}: they are numbered from 0 to {last}")]
+    NoSuchPartition {
+        /// The number.
+        partition: PartitionId,
+        /// The highest number.
+        last: u32,
+    },
     /// The stored topology is another one than wanted.
     #[error(
         "namespace {namespace:?} has another topology: stored is {stored}, wanted is {wanted}; use the stored one, or another namespace"
@@ -190,6 +220,10 @@ impl Error {
             | Self::NotPermitted { .. }
             | Self::TopologyMissing { .. }
             | Self::JournalMissing { .. }
+            | Self::SteeringMissing { .. }
+            | Self::SteeringUnreadable { .. }
+            | Self::Steering(_)
+            | Self::NoSuchPartition { .. }
             | Self::TopologyDiffers { .. }
             | Self::TopologyUnreadable { .. }
             | Self::Conflict { .. }

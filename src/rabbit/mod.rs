@@ -19,6 +19,7 @@ pub(crate) mod purge;
 #[cfg(feature = "cli")]
 pub(crate) mod raw;
 pub(crate) mod status;
+pub(crate) mod steering;
 mod tls;
 pub(crate) mod token;
 pub(crate) mod topology;

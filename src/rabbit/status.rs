@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
+use lapin::{Channel, Connection};
 use serde::Serialize;
 
 use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
 use super::control::{Control, Said, WorkerReport};
 use super::error::{Doing, Error};
+use super::steering::OrderLog;
 use super::topology;
+use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::stall::{Cause, Holder, Look};
+use crate::protocol::steering::Steering;
 use crate::protocol::task::Resource;
 
 /// A worker that has not answered by then is shown as silent. Workers answer
@@ -42,6 +47,8 @@ pub struct Status {
     /// The resources with the largest shares in the load of the last one to two minutes,
     /// the largest first; ten at the most.
     pub hot: Vec<ResourceShare>,
+    /// What is paused and cancelled.
+    pub steering: Steering,
 }
 
 /// The share of a resource in the load of all workers of late, at the least.
@@ -80,6 +87,12 @@ pub struct PartitionStatus {
     pub running: u32,
     /// Whether anybody consumes it. The broker does not tell how many stand by.
     pub consumed: bool,
+    /// Whether it is paused as a whole.
+    pub paused: bool,
+    /// Why nothing of it runs, if there are tasks. Usual for a moment; if it lasts, the
+    /// partition stands still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
 }
 
 impl PartitionStatus {
@@ -98,49 +111,141 @@ impl PartitionStatus {
 /// [`Error::TopologyMissing`], [`Error::QueueMissing`] and the errors of
 /// connecting.
 pub async fn status(connect: &Connect) -> Result<Status, Error> {
-    let connection = connect.open("status").await?;
-    let namespace = connect.namespace();
-    let topology = topology::read(&connection, namespace).await?;
-    let channel = connection.create_channel().await.doing("open a channel")?;
-    let count = async |queue: String| {
-        let found = counts(&channel, &queue).await?;
-        found.ok_or(Error::QueueMissing { queue })
-    };
-    let (inbox, routers) = count(namespace.inbox()).await?;
-    let (dead, _) = count(namespace.dead()).await?;
-    let mut partitions = Vec::with_capacity(topology.partitions().len());
-    for partition in topology.partitions() {
-        let (ready, consumers) = count(namespace.partition(&topology, partition)).await?;
-        partitions.push(PartitionStatus {
-            partition,
-            owner: None,
-            ready,
-            unsettled: 0,
-            running: 0,
-            consumed: consumers > 0,
-        });
+    let mut observer = Observer::open(connect, "status").await?;
+    let status = observer.look().await?;
+    observer.close().await;
+    Ok(status)
+}
+
+/// Looks at a namespace again and again, over one connection.
+pub(crate) struct Observer {
+    connection: Connection,
+    namespace: Namespace,
+    topology: Topology,
+    channel: Channel,
+    control: Option<Control>,
+    /// `None` in a namespace that nobody can steer, or where it cannot be read.
+    orders: Option<OrderLog>,
+}
+
+impl Observer {
+    /// Connects; errors as those of [`status`].
+    pub(crate) async fn open(connect: &Connect, role: &str) -> Result<Self, Error> {
+        let connection = connect.open(role).await?;
+        let namespace = connect.namespace().clone();
+        let topology = topology::read(&connection, &namespace).await?;
+        let orders = match OrderLog::open(&connection, &namespace).await {
+            Ok(orders) => Some(orders),
+            Err(Error::SteeringMissing { .. }) => None,
+            // The rest is worth the more to know in a cluster that is in trouble.
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "cannot tell what is paused");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let channel = connection.create_channel().await.doing("open a channel")?;
+        Ok(Self { connection, namespace, topology, channel, control: None, orders })
     }
-    let mut workers: Vec<WorkerReport> = Vec::new();
-    if partitions.iter().any(|p| p.consumed) {
-        let mut control = Control::open(&connection, namespace, false).await?;
-        control.say(&Said::Report).await?;
-        workers = control.answers(PATIENCE, QUIET).await?;
-        workers.sort_by(|a, b| a.worker.cmp(&b.worker));
+
+    /// How it is now; errors as those of [`status`]. After one, it is of no use.
+    pub(crate) async fn look(&mut self) -> Result<Status, Error> {
+        let Self { connection, namespace, topology, channel, control, orders } = self;
+        let count = async |queue: String| {
+            let found = counts(channel, &queue).await?;
+            found.ok_or(Error::QueueMissing { queue })
+        };
+        let mut steering = Steering::default();
+        if let Some(orders) = orders {
+            orders.catch_up(connection).await?;
+            steering = orders.ledger().steering().clone();
+        }
+        let (inbox, routers) = count(namespace.inbox()).await?;
+        let (dead, _) = count(namespace.dead()).await?;
+        let mut partitions = Vec::with_capacity(topology.partitions().len());
+        for partition in topology.partitions() {
+            let (ready, consumers) = count(namespace.partition(topology, partition)).await?;
+            partitions.push(PartitionStatus {
+                partition,
+                owner: None,
+                ready,
+                unsettled: 0,
+                running: 0,
+                consumed: consumers > 0,
+                paused: steering.pauses(partition),
+                cause: None,
+            });
+        }
+        let mut workers: Vec<WorkerReport> = Vec::new();
+        if partitions.iter().any(|p| p.consumed) {
+            let control = match control {
+                Some(control) => control,
+                None => control.insert(Control::open(connection, namespace, false).await?),
+            };
+            control.say(&Said::Report).await?;
+            workers = control.answers(PATIENCE, QUIET).await?;
+            // One that was late for an earlier look answers twice; the last one counts.
+            workers.reverse();
+            workers.sort_by(|a, b| a.worker.cmp(&b.worker));
+            workers.dedup_by(|a, b| a.worker == b.worker);
+        }
+        assign(&mut partitions, &workers);
+        let hot = shares(&workers);
+        let mut status = Status {
+            namespace: namespace.to_string(),
+            topology: *topology,
+            partitions,
+            workers,
+            inbox,
+            routed: routers > 0,
+            dead,
+            hot,
+            steering,
+        };
+        let causes: Vec<_> = status.looks().map(|look| look.cause(None)).collect();
+        for (partition, cause) in status.partitions.iter_mut().zip(causes) {
+            partition.cause = cause;
+        }
+        Ok(status)
     }
-    assign(&mut partitions, &workers);
-    let hot = shares(&workers);
-    close(&channel).await;
-    close_connection(connection).await;
-    Ok(Status {
-        namespace: namespace.to_string(),
-        topology,
-        partitions,
-        workers,
-        inbox,
-        routed: routers > 0,
-        dead,
-        hot,
-    })
+
+    pub(crate) async fn close(self) {
+        close(&self.channel).await;
+        close_connection(self.connection).await;
+    }
+}
+
+impl Status {
+    /// What is seen of every partition, in order: for a
+    /// [`Watch`](crate::protocol::stall::Watch).
+    pub fn looks(&self) -> impl Iterator<Item = Look> {
+        let answering: Vec<_> = self.workers.iter().map(|worker| worker.worker.clone()).collect();
+        self.partitions.iter().map(move |partition| Look {
+            partition: partition.partition,
+            ready: partition.ready,
+            consumed: partition.consumed,
+            paused: partition.paused,
+            holder: self.holder(partition.partition),
+            answering: answering.clone(),
+        })
+    }
+
+    fn holder(&self, partition: PartitionId) -> Option<Holder> {
+        self.workers.iter().find_map(|worker| {
+            let held = worker.partitions.iter().find(|h| h.partition == partition.number())?;
+            Some(Holder {
+                worker: worker.worker.clone(),
+                unsettled: held.unsettled,
+                running: held.running,
+                paused: held.paused,
+                retrying: held.retrying,
+                retry_in_ms: held.retry_in_ms,
+                startable: held.startable,
+                settled: held.settled,
+                busy: worker.busy >= worker.slots,
+            })
+        })
+    }
 }
 
 fn assign(partitions: &mut [PartitionStatus], workers: &[WorkerReport]) {
@@ -205,6 +310,8 @@ pub(crate) mod fuzz {
             unsettled: 0,
             running: 0,
             consumed: true,
+            paused: false,
+            cause: None,
         };
         let mut partitions: Vec<_> = (0..4).map(nobody).collect();
         assign(&mut partitions, reports);

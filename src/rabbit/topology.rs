@@ -22,6 +22,7 @@ use super::connection::{Connect, arguments, close, close_connection, confirm_cha
 use super::consumer::counts;
 use super::epoch::{self, Others};
 use super::error::{Doing, Error, reply};
+use super::steering;
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::{PartitionId, Topology};
 
@@ -150,6 +151,7 @@ async fn declare_queues(
     queue(&channel, &namespace.inbox(), quorum(true)).await?;
     close(&channel).await;
     declare_journal(connection, namespace, retention).await?;
+    steering::declare(connection, namespace).await?;
     let mut declaring = JoinSet::new();
     for chunk in (0..topology.partitions.get()).collect::<Vec<_>>().chunks(CHUNK) {
         let channel = confirm_channel(connection).await?;
@@ -310,10 +312,10 @@ async fn append(
 
 /// A node of a cluster that has just started, or has just heard of the stream,
 /// starts its copy within seconds.
-const REPLICA_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const REPLICA_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Pause between two tries of that.
-const REPLICA_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const REPLICA_PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads the record that is in force.
 pub(crate) async fn read(
@@ -331,10 +333,10 @@ pub(crate) async fn read(
 }
 
 /// The node has a copy of the stream that does not run yet.
-struct NoReplica(Error);
+pub(super) struct NoReplica(Error);
 
 impl NoReplica {
-    fn is_told_by(error: &lapin::Error) -> bool {
+    pub(super) fn is_told_by(error: &lapin::Error) -> bool {
         // The code stands for many things, so the words decide.
         reply(error).is_some_and(|(code, reply)| code == 406 && reply.contains("running replica"))
     }

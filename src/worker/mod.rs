@@ -4,15 +4,17 @@ mod attempt;
 mod backlog;
 mod counting;
 mod held;
+mod holding;
 mod mint;
 mod owner;
 mod recording;
 mod session;
+mod steered;
 mod stints;
 mod tenure;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::holding::Held;
 use self::stints::Stints;
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure, Handler};
@@ -31,7 +34,7 @@ use crate::protocol::partition::{PartitionId, Topology};
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
-use crate::rabbit::control::{HeldPartition, HotResource, RecentLoad, WorkerReport};
+use crate::rabbit::control::{HotResource, RecentLoad, WorkerReport};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Journal;
 use crate::spans::Tracer;
@@ -185,9 +188,10 @@ pub(crate) async fn run(
     executor: impl Execute,
     shutdown: CancellationToken,
 ) -> Result<WorkerSummary, Error> {
-    let shared = Arc::new(Shared::new(connect.clone(), options, source, executor));
+    let leave = shutdown.child_token();
+    let shared = Arc::new(Shared::new(connect.clone(), options, source, executor, leave.clone()));
     let _dropped = shared.dropped.clone().drop_guard();
-    let result = run_sessions(&shared, shutdown).await;
+    let result = run_sessions(&shared, leave).await;
     if let Some(journal) = shared.journal() {
         journal.close().await;
     }
@@ -248,6 +252,10 @@ struct Shared<E> {
     figures: Arc<Figures>,
     tracer: Tracer,
     started: Instant,
+    /// The worker is to end: its caller wants it, or an operator.
+    leave: CancellationToken,
+    /// Where the operators wait who asked it to.
+    told_to_leave: Mutex<Vec<String>>,
     /// Cancelled when the future of [`work`] is dropped.
     dropped: CancellationToken,
 }
@@ -255,31 +263,18 @@ struct Shared<E> {
 /// The hottest resources of a worker that a report names.
 const HOT_RESOURCES: usize = 10;
 
-/// What one owner holds; written by it only.
-#[derive(Default)]
-struct Held {
-    unsettled: AtomicU32,
-    running: AtomicU32,
-}
-
-impl Held {
-    fn note(&self, unsettled: usize, running: usize) {
-        // A window holds no more than a prefetch, which has 16 bits.
-        self.unsettled.store(unsettled as u32, Ordering::Relaxed);
-        self.running.store(running as u32, Ordering::Relaxed);
-    }
-
-    fn holds(&self) -> bool {
-        self.unsettled.load(Ordering::Relaxed) > 0
-    }
-}
-
 impl<E> Shared<E> {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.get().and_then(Option::as_ref)
     }
 
-    fn new(connect: Connect, options: WorkerOptions, source: Source, executor: E) -> Self {
+    fn new(
+        connect: Connect,
+        options: WorkerOptions,
+        source: Source,
+        executor: E,
+        leave: CancellationToken,
+    ) -> Self {
         let metrics = options.metrics.clone().unwrap_or_default();
         metrics.figures.worker.works(&options.id, connect.namespace(), options.slots);
         Self {
@@ -293,8 +288,14 @@ impl<E> Shared<E> {
             figures: metrics.figures,
             tracer: Tracer::global(),
             started: Instant::now(),
+            leave,
+            told_to_leave: Mutex::default(),
             dropped: CancellationToken::new(),
         }
+    }
+
+    fn told_to_leave(&self) -> MutexGuard<'_, Vec<String>> {
+        self.told_to_leave.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn summary(&self) -> WorkerSummary {
@@ -313,11 +314,9 @@ impl<E> Shared<E> {
 
     fn report(&self, topology: &Topology, held: &[Held]) -> WorkerReport {
         let summary = self.summary();
-        let partitions = topology.partitions().zip(held).filter_map(|(partition, held)| {
-            let unsettled = held.unsettled.load(Ordering::Relaxed);
-            let running = held.running.load(Ordering::Relaxed);
-            (unsettled > 0).then(|| HeldPartition::new(partition.number(), unsettled, running))
-        });
+        let partitions = topology.partitions().zip(held);
+        let partitions = partitions.filter_map(|(p, held)| held.report(p, self.started.elapsed()));
+        let free = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
         let load = self.figures.worker.load(HOT_RESOURCES);
         let ms = |us: f64| (us / 1_000.0) as u64;
         let hot = load.resources.into_iter().map(|load| HotResource {
@@ -330,6 +329,7 @@ impl<E> Shared<E> {
             worker: self.options.id.clone(),
             weight: self.options.weight,
             slots: self.options.slots,
+            busy: self.options.slots.max(1).saturating_sub(free),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             executed: summary.executed,
             failed: summary.failed,

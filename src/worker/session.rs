@@ -10,16 +10,18 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::owner::{Outbid, Owner};
+use super::steered::Steered;
 use super::{Execute, Held, Shared, Source, backlog};
 use crate::protocol::ownership::{Weight, WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::rabbit::connection::{Connect, Connection, close_connection};
-use crate::rabbit::control::{Control, Found, Said};
+use crate::rabbit::control::{Control, Found, Heeded, Said};
 use crate::rabbit::epoch;
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::{self, Journal, Lately, Recent, Window};
 use crate::rabbit::publisher::{Publisher, Route};
 use crate::rabbit::pulse;
+use crate::rabbit::steering::OrderLog;
 use crate::rabbit::token;
 use crate::rabbit::topology;
 
@@ -39,6 +41,8 @@ pub(super) struct Session<E> {
     pub(super) held: Vec<Held>,
     /// Queue of the token that shows whether our node is cut off.
     pulse: String,
+    /// What operators have ordered.
+    pub(super) steered: Steered,
     /// The worker is to end.
     pub(super) drain: CancellationToken,
     /// For each queue: start nothing any more, and give up when nothing runs.
@@ -104,6 +108,20 @@ async fn run_on<E: Execute>(
         Source::Inbox => vec!["inbox".to_owned()],
     };
     shared.figures.worker.partitions(names, shared.stints.now_us());
+    // Nothing is consumed before it is known what is paused.
+    let orders = match shared.source {
+        Source::Partitions => match OrderLog::open(&connection, namespace).await {
+            Ok(orders) => Some(orders),
+            // Then nobody could pause anything.
+            Err(error @ Error::SteeringMissing { .. }) => {
+                tracing::info!(%error, "nobody can pause this worker");
+                None
+            }
+            Err(error) => return Err(error),
+        },
+        Source::Inbox => None,
+    };
+    let (steered, askers) = Steered::new(orders.as_ref());
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         topology,
@@ -114,6 +132,7 @@ async fn run_on<E: Execute>(
         dead: Route::queue(&namespace.dead()),
         held: queues.iter().map(|_| Held::default()).collect(),
         pulse: namespace.pulse(&Uuid::now_v7().simple().to_string()),
+        steered,
         drain: shutdown.child_token(),
         drains: queues.iter().map(|_| CancellationToken::new()).collect(),
         abort: shared.dropped.child_token(),
@@ -152,8 +171,16 @@ async fn run_on<E: Execute>(
     if let Some(control) = control {
         beside.spawn(listen(Arc::clone(&session), control, opened, outbids));
     }
+    if shared.source == Source::Partitions {
+        beside.spawn(Steered::follow(Arc::clone(&session), orders));
+        let session = Arc::clone(&session);
+        beside.spawn(async move { session.leave_when_asked(askers).await });
+    }
     let result = supervise(&session, owners).await;
     beside.shutdown().await;
+    if result.is_ok() {
+        session.say_goodbye().await;
+    }
     session.publisher.close().await;
     if result.is_ok()
         && let Err(error) = token::remove(&session.side, &session.pulse).await
@@ -258,10 +285,18 @@ async fn listen<E: Execute>(
 ) {
     let Session { shared, topology, held, .. } = &*session;
     let options = &shared.options;
+    let (heeding, mut heeded) = mpsc::unbounded_channel::<(String, Heeded)>();
+    let mut heeders = JoinSet::new();
     // With fencing, the counters are looked for, too.
     let mut to_open = topology.partitions().len() + usize::from(options.fencing);
     loop {
+        while heeders.try_join_next().is_some() {}
         tokio::select! {
+            Some((to, heeded)) = heeded.recv() => {
+                if let Err(error) = control.answer(&to, &heeded).await {
+                    tracing::debug!(%error, "could not answer");
+                }
+            }
             Some(()) = opened.recv(), if to_open > 0 => {
                 to_open -= 1;
                 if to_open == 0 {
@@ -288,7 +323,16 @@ async fn listen<E: Execute>(
                         tracing::debug!(%error, "could not answer");
                     }
                 }
-                Some((Said::Report | Said::Find { .. }, None)) => {}
+                Some((Said::Heed { position }, Some(to))) => {
+                    let (session, heeding) = (Arc::clone(&session), heeding.clone());
+                    heeders.spawn(async move {
+                        let Some(position) = session.steered.heed(position).await else { return };
+                        let worker = session.shared.options.id.clone();
+                        // The listener may have ended; then nobody waits.
+                        heeding.send((to, Heeded { worker, position })).ok();
+                    });
+                }
+                Some((Said::Report | Said::Find { .. } | Said::Heed { .. }, None)) => {}
                 None => {
                     tracing::warn!("cannot hear the fleet any more: hand-overs are slower");
                     return;

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
@@ -22,6 +22,7 @@ use super::mint::Mint;
 use super::owner::Outbid;
 use super::recording::Recording;
 use super::session::Session;
+use super::steered::View;
 use super::stints::Stint;
 use crate::handler::Attempt;
 use crate::protocol::crashes::{Suspicion, judge};
@@ -29,7 +30,9 @@ use crate::protocol::fence::FencingToken;
 use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::names::Namespace;
+use crate::protocol::partition::PartitionId;
 use crate::protocol::settlement::DeliveryTag;
+use crate::protocol::steering::Cancellation;
 use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
@@ -65,6 +68,8 @@ pub(super) struct Tenure<'a, E> {
     owned_since: Option<Instant>,
     executed: Option<Lately>,
     mint: Mint,
+    /// What operators have ordered.
+    view: watch::Receiver<View>,
     /// A newcomer wins the partition: it becomes the owner when everything that
     /// is held here is settled.
     outbid: bool,
@@ -89,6 +94,7 @@ enum Event {
     Ended(Result<(Id, Ended), JoinError>),
     Recorded,
     DeadLettered(DeliveryTag),
+    Steered,
     Slot(Option<OwnedSemaphorePermit>),
     Timer,
     Mint,
@@ -113,6 +119,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let recording = Recording::new(session.shared.journal().cloned());
         let mint = Mint::new(session.topology.generation, queue);
         let counting = Counting::new(Arc::clone(&session.shared.figures), index);
+        let view = session.steered.subscribe();
         Self {
             session,
             index,
@@ -131,6 +138,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             owned_since: None,
             executed: None,
             mint,
+            view,
             outbid: false,
             leaving: false,
             draining: false,
@@ -178,12 +186,15 @@ impl<'a, E: Execute> Tenure<'a, E> {
         } else {
             self.channel.close().await;
         }
-        self.session.held[self.index].note(0, 0);
+        self.session.held[self.index].note_nothing();
         self.counting.over(lost);
         result
     }
 
     async fn next_event(&mut self, outbids: &mut mpsc::UnboundedReceiver<Outbid>) -> Event {
+        if self.is_steered() {
+            return Event::Steered;
+        }
         let leaving = self.leaving;
         // A retry so late that no clock shows it never comes.
         let next_tick = self.lanes.next_tick();
@@ -206,9 +217,12 @@ impl<'a, E: Execute> Tenure<'a, E> {
             timer,
             mint,
             recording,
+            view,
             ..
         } = self;
-        if !lanes.wants_slot() {
+        let wants_slot = lanes.wants_slot();
+        let may_start = wants_slot && session.steered.is_current();
+        if !may_start {
             // Whoever stands in line is given a slot, wanted or not.
             *slots = PollSemaphore::new(slots.clone_inner());
         }
@@ -227,10 +241,13 @@ impl<'a, E: Execute> Tenure<'a, E> {
             () = recording.progress(), if waits => Event::Recorded,
             () = timer.as_mut(), if due.is_some() => Event::Timer,
             () = mint.due() => Event::Mint,
-            slot = poll_fn(|context| slots.poll_acquire(context)), if lanes.wants_slot() => {
+            slot = poll_fn(|context| slots.poll_acquire(context)), if may_start => {
                 Event::Slot(slot)
             }
+            () = session.steered.current(), if wants_slot && !may_start => Event::Steered,
             delivery = channel.next() => Event::Delivered(delivery.map(Box::new)),
+            // Last, since it is looked at before anything else.
+            Ok(()) = view.changed() => Event::Steered,
         }
     }
 
@@ -252,10 +269,15 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 self.counting.dead_lettered();
                 let reason = self.deliveries.get_mut(&tag).and_then(|held| held.obituary.take());
                 self.record(tag, journal::Outcome::DeadLettered, reason.as_deref());
+                self.session.held[self.index].note_settled();
                 self.deliveries.remove(&tag);
                 self.apply(Input::DeadLettered { tag })?;
             }
+            Event::Steered => self.steer()?,
             Event::Slot(slot) => {
+                if self.is_steered() {
+                    self.steer()?;
+                }
                 self.slot = slot;
                 self.apply(Input::SlotFree)?;
             }
@@ -358,6 +380,12 @@ impl<'a, E: Execute> Tenure<'a, E> {
             return self.apply(Input::Executed { tag });
         }
         let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
+        if let Some(reason) = self.cancelled(&id) {
+            let resource = Some(task.resource.clone());
+            let held = HeldDelivery::new(delivery, Some((id, task)), Suspicion::None);
+            self.deliveries.insert(tag, held);
+            return self.apply(Input::Unusable { tag, resource, reason });
+        }
         let suspicion = self.suspicion(&id, delivery.losses).await;
         let resource = task.resource.clone();
         let losses = delivery.losses;
@@ -376,6 +404,40 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 ),
             },
         })
+    }
+
+    /// Whether there are orders that the lanes do not know.
+    fn is_steered(&self) -> bool {
+        // Without a sender there are none; it lives as long as the session.
+        self.view.has_changed().unwrap_or(false)
+    }
+
+    /// Has the lanes follow what operators have ordered.
+    fn steer(&mut self) -> Result<(), Error> {
+        let View { steering, .. } = self.view.borrow_and_update().clone();
+        let partition = PartitionId::new(self.index as u32);
+        let paused = steering.paused_in(&self.session.topology, partition);
+        self.apply(Input::Pause(paused))?;
+        if steering.cancelled.is_empty() {
+            return Ok(());
+        }
+        let now_ms = self.session.shared.stints.now_us() / 1_000;
+        let cancelled = self.deliveries.iter().filter_map(|(tag, held)| {
+            let (id, _) = held.task.as_ref()?;
+            Some((*tag, steering.cancellation(id, now_ms)?.reason()))
+        });
+        for (tag, reason) in cancelled.collect::<Vec<_>>() {
+            self.apply(Input::Cancel { tag, reason })?;
+        }
+        Ok(())
+    }
+
+    /// By whose order this task is not to be started.
+    fn cancelled(&self, id: &TaskId) -> Option<String> {
+        let View { steering, .. } = &*self.view.borrow();
+        let now_ms = || self.session.shared.stints.now_us() / 1_000;
+        let cancelled = !steering.cancelled.is_empty();
+        cancelled.then(|| steering.cancellation(id, now_ms()).map(Cancellation::reason)).flatten()
     }
 
     /// Whether an earlier owner executed this task and was lost before its ack.
@@ -431,6 +493,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         }
         match &outcome {
             Outcome::Executed => {
+                self.session.held[self.index].note_settled();
                 if let Some(held) = self.deliveries.remove(&tag) {
                     let record = self.record_of(&held, journal::Outcome::Executed);
                     let result = held.kept(result);
@@ -601,8 +664,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     fn note(&self) {
-        let held = &self.session.held[self.index];
-        held.note(self.lanes.unsettled(), self.lanes.running());
+        let retry_at = self.lanes.next_tick().map(|at| {
+            let since_start = self.origin.duration_since(self.session.shared.started);
+            since_start.saturating_add(at.since_origin())
+        });
+        self.session.held[self.index].note(&self.lanes, retry_at);
         let Self { counting, lanes, .. } = self;
         counting.note(lanes.unsettled(), lanes.running(), lanes.lanes());
     }

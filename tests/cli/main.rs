@@ -7,5 +7,6 @@ mod config;
 mod handlers;
 mod journal;
 mod security;
+mod steering;
 mod tls;
 mod user;

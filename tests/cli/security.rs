@@ -132,6 +132,7 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
         "dead",
         "inbox",
         "journal",
+        "steering",
         "g1",
         "g1\\.p0",
         "g1\\.p0\\.epoch",
@@ -154,6 +155,7 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
         (WRITE, "control\\..+"),
         (READ, "topology"),
         (READ, "journal"),
+        (READ, "steering"),
         (READ, "control"),
         (READ, "control\\..+"),
         (READ, "g1\\.p0"),
@@ -179,6 +181,7 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
         (CONFIGURE, "control\\..+"),
         (WRITE, "control"),
         (READ, "topology"),
+        (READ, "steering"),
         (READ, "control\\..+"),
         (WRITE, "inbox"),
         (WRITE, "dead"),
@@ -186,7 +189,25 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
     ];
     house.needs("status", &status, &asked).await;
     user.waits_for_quiet();
-    worker.signal("TERM");
+    let steer = house.role("steer").await;
+    let pause = ["pause", "--all"];
+    let paused = user.succeeds(&[&pause[..], &["--json", "--amqp-url", &steer]].concat());
+    assert!(paused.out.contains(r#""workers":["#) && !paused.out.contains(r#""workers":[]"#));
+    let orders = [
+        (CONFIGURE, "control\\..+"),
+        (WRITE, "amq\\.default"),
+        (WRITE, "control"),
+        (READ, "steering"),
+        (READ, "control\\..+"),
+    ];
+    // Each is one that changes something.
+    house.needs("steer", &["pause", "--resource", "never"], &orders).await;
+    house.needs("steer", &["pause", "--partition", "0"], &[(READ, "topology")]).await;
+    house.needs("steer", &["cancel", "never"], &[(READ, "journal")]).await;
+    user.succeeds(&["resume", "--all", "--amqp-url", &steer]);
+    user.succeeds(&["cancel", "never", "--amqp-url", &steer]);
+    let name = user.status()["workers"][0]["worker"].as_str().unwrap().to_owned();
+    user.succeeds(&["drain", &name, "--amqp-url", &steer]);
     assert_eq!(worker.ends().code, Some(0));
 
     let journal = house.role("journal").await;

@@ -153,6 +153,70 @@ fn a_loss_aborts_what_runs_and_acks_nothing() {
     assert_eq!((late, outputs), (Err(IllegalInput::Closed), vec![]));
 }
 
+fn pause(resources: &[&str]) -> Input {
+    let resources = resources.iter().map(|key| resource(key)).collect();
+    Input::Pause(Paused { everything: false, resources })
+}
+
+fn pause_everything() -> Input {
+    Input::Pause(Paused { everything: true, ..Paused::default() })
+}
+
+#[test]
+fn a_paused_resource_waits_and_nobody_waits_for_it() {
+    let mut lanes = Lanes::new(NO_DELAY, 0);
+    apply(&mut lanes, 0, [delivered(1, "a"), delivered(2, "b"), pause(&["a"]), delivered(3, "a")]);
+    assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), [start(2, 1)]);
+    assert!(!lanes.wants_slot());
+    assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), []);
+    assert_eq!((lanes.paused(), lanes.startable()), (2, 0));
+    assert_eq!(apply(&mut lanes, 0, [pause(&[]), Input::SlotFree]), [start(1, 1)]);
+    assert_eq!(lanes.paused(), 0);
+}
+
+#[test]
+fn what_runs_when_it_is_paused_finishes_and_its_retries_wait() {
+    let mut lanes = Lanes::new(NO_DELAY, 0);
+    apply(&mut lanes, 0, [delivered(1, "a"), Input::SlotFree, pause(&["a"])]);
+    apply(&mut lanes, 0, [finished(1, failed()), Input::Tick]);
+    assert_eq!(apply(&mut lanes, 9, [Input::SlotFree]), []);
+    assert_eq!(lanes.next_tick(), None, "nothing to wake up for");
+    assert_eq!(apply(&mut lanes, 9, [pause(&[]), Input::SlotFree]), [start(1, 2)]);
+}
+
+#[test]
+fn a_paused_partition_starts_nothing_and_is_given_up_at_once() {
+    let mut lanes = Lanes::new(NO_DELAY, 0);
+    apply(&mut lanes, 0, [pause_everything(), delivered(1, "a"), delivered(2, "b")]);
+    assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), []);
+    assert_eq!(lanes.paused(), 2);
+    assert_eq!(apply(&mut lanes, 0, [Input::Drain]), [Output::CloseChannel]);
+}
+
+#[test]
+fn a_cancelled_task_is_never_run_and_takes_its_turn() {
+    let mut lanes = Lanes::new(NO_DELAY, 0);
+    let cancel = |tag| Input::Cancel { tag: DeliveryTag(tag), reason: "cancelled".to_owned() };
+    let letter = |tag, attempts| {
+        let reason = "cancelled".to_owned();
+        Output::DeadLetter { tag: DeliveryTag(tag), attempts, reason }
+    };
+    apply(
+        &mut lanes,
+        0,
+        [delivered(1, "a"), delivered(2, "a"), delivered(3, "b"), Input::SlotFree],
+    );
+    assert_eq!(apply(&mut lanes, 0, [cancel(1), cancel(9)]), [], "what runs is left alone");
+    assert_eq!(apply(&mut lanes, 0, [cancel(2)]), [], "its turn comes later");
+    assert_eq!(apply(&mut lanes, 0, [cancel(3)]), [letter(3, 0)], "its turn is now");
+    assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), []);
+    assert_eq!(apply(&mut lanes, 0, [finished(1, Outcome::Executed)]), [letter(2, 0)]);
+
+    apply(&mut lanes, 0, [delivered(4, "c"), Input::SlotFree, finished(4, failed())]);
+    assert_eq!(apply(&mut lanes, 0, [cancel(4)]), [letter(4, 1)], "it waited for a retry");
+    assert_eq!(lanes.next_tick(), None);
+}
+
 #[test]
 fn contradictions_are_refused_and_change_nothing() {
     let mut lanes = Lanes::new(NO_DELAY, 0);
@@ -189,6 +253,15 @@ enum Step {
     /// Let this many milliseconds pass.
     Pass(u16),
     Flush,
+    /// Pause these resources, by their bits, or everything.
+    Pause {
+        resources: u8,
+        everything: bool,
+    },
+    /// Cancel one that the broker counts as unsettled.
+    Cancel {
+        which: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -201,6 +274,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..64).prop_map(|which| Step::ConfirmDeadLetter { which }),
         1 => (0u16..400).prop_map(Step::Pass),
         1 => Just(Step::Flush),
+        1 => (0u8..64, prop::bool::weighted(0.2))
+            .prop_map(|(resources, everything)| Step::Pause { resources, everything }),
+        1 => (0usize..64).prop_map(|which| Step::Cancel { which }),
     ]
 }
 
@@ -226,9 +302,15 @@ struct World {
     ended: BTreeSet<u64>,
     closed: bool,
     starts: usize,
+    paused: Paused,
+    cancelled: BTreeSet<u64>,
 }
 
 impl World {
+    fn holds(&self, number: u8) -> bool {
+        self.paused.holds(&resource(&number.to_string()))
+    }
+
     fn observe(&mut self, outputs: &[Output]) {
         for output in outputs {
             assert!(!self.closed, "{output:?} after the channel was closed");
@@ -267,6 +349,8 @@ impl World {
         assert!(attempt >= 1);
         let resource = self.unsettled[&tag].expect("the unusable is never run");
         assert!(!self.running.values().any(|r| *r == resource), "two tasks of {resource}");
+        assert!(!self.holds(resource), "{resource} is paused");
+        assert!(!self.cancelled.contains(&tag), "{tag} was cancelled");
         assert!(!self.ended.contains(&tag) && !self.letters.contains(&tag), "{tag} had ended");
         self.assert_first_of_its_resource(tag);
         self.running.insert(tag, resource);
@@ -323,6 +407,20 @@ impl World {
                 Some(Input::Tick)
             }
             Step::Flush => Some(Input::Flush),
+            Step::Pause { resources, everything } => {
+                let paused = (0..8).filter(|bit| resources >> bit & 1 == 1);
+                let resources = paused.map(|number: u8| resource(&number.to_string())).collect();
+                self.paused = Paused { everything: *everything, resources };
+                Some(Input::Pause(self.paused.clone()))
+            }
+            Step::Cancel { which } => {
+                let tags: Vec<u64> = self.unsettled.keys().copied().collect();
+                let tag = *tags.get(which % tags.len().max(1))?;
+                if !self.running.contains_key(&tag) {
+                    self.cancelled.insert(tag);
+                }
+                Some(Input::Cancel { tag: DeliveryTag(tag), reason: "cancelled".to_owned() })
+            }
         }
     }
 
@@ -330,6 +428,24 @@ impl World {
         let mut outputs = Vec::new();
         lanes.apply(Millis(self.now), input, &mut outputs).expect("a legal input");
         self.observe(&outputs);
+    }
+
+    /// Whether it waits for somebody to resume its resource.
+    fn is_held(&self, lane: Option<u8>) -> bool {
+        lane.is_some_and(|number| self.holds(number))
+    }
+
+    /// Gives everything slots, time and confirms.
+    fn run_dry(&mut self, lanes: &mut Lanes, rounds: usize) {
+        for _ in 0..=rounds {
+            self.now += 300;
+            self.take(lanes, Input::Tick);
+            while lanes.wants_slot() {
+                self.take(lanes, Input::SlotFree);
+            }
+            self.finish_all(lanes);
+        }
+        self.take(lanes, Input::Flush);
     }
 
     /// Ends everything that runs and confirms every dead letter.
@@ -371,17 +487,16 @@ proptest! {
         }
         match ending {
             Ending::RunDry => {
-                // Progress: with time, slots and confirms, everything ends in a bounded number
-                // of rounds, and every delivery is acked exactly once.
-                for _ in 0..=4 * (steps.len() + 1) {
-                    world.now += 300;
-                    world.take(&mut lanes, Input::Tick);
-                    while lanes.wants_slot() {
-                        world.take(&mut lanes, Input::SlotFree);
-                    }
-                    world.finish_all(&mut lanes);
-                }
-                world.take(&mut lanes, Input::Flush);
+                // Progress: with time, slots and confirms, everything that is not paused ends in
+                // a bounded number of rounds, and every delivery is acked exactly once.
+                let rounds = 4 * (steps.len() + 1);
+                world.run_dry(&mut lanes, rounds);
+                let stuck = world.unsettled.values().find(|lane| !world.is_held(**lane));
+                prop_assert!(stuck.is_none(), "stuck: {:?}", world.unsettled);
+                prop_assert_eq!(lanes.paused(), world.unsettled.len(), "all that is left is paused");
+                world.paused = Paused::default();
+                world.take(&mut lanes, Input::Pause(Paused::default()));
+                world.run_dry(&mut lanes, rounds);
                 prop_assert!(world.unsettled.is_empty(), "stuck: {:?}", world.unsettled);
                 prop_assert_eq!(lanes.unsettled(), 0);
             }

@@ -156,7 +156,7 @@ impl Recent {
         let start = Start::Since(SystemTime::now() - self.window.length());
         let opened = async {
             match tail {
-                Some(tail) => Ok(tail),
+                Some(tail) => Ok::<_, Error>(tail),
                 None => {
                     let reader = JournalReader::open(connection, namespace, start, false).await?;
                     Ok(Tail { reader, opened: asked, asked, lately: Lately::default() })
@@ -164,7 +164,7 @@ impl Recent {
             }
         };
         let (tail, mark) = tokio::join!(opened, journal.mark());
-        let mut tail: Tail = tail?;
+        let mut tail = tail?;
         // The journal ends with the worker.
         let Some(mark) = mark else { return Ok(tail) };
         let mut executed = Executed::default();

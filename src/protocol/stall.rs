@@ -1,0 +1,348 @@
+//! Which partitions stand still, and why.
+//!
+//! A [`Look`] is what is seen of a partition at one moment; [`Look::cause`] says why
+//! nothing of it runs just then, which is usual for a moment. [`Watch`] compares looks
+//! and names what lasts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem::discriminant;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ownership::WorkerId;
+use super::partition::PartitionId;
+
+/// What is seen of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Which.
+    pub partition: PartitionId,
+    /// Tasks that wait on the broker.
+    pub ready: u32,
+    /// Whether anybody consumes it.
+    pub consumed: bool,
+    /// Whether it is paused as a whole.
+    pub paused: bool,
+    /// Who says that it holds deliveries of it.
+    pub holder: Option<Holder>,
+    /// The workers that say how they are.
+    pub answering: Vec<WorkerId>,
+}
+
+/// A worker that holds deliveries of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its name.
+    pub worker: WorkerId,
+    /// Deliveries that are not settled.
+    pub unsettled: u32,
+    /// Tasks that run.
+    pub running: u32,
+    /// Deliveries whose resource is paused.
+    pub paused: u32,
+    /// Tasks that wait for their next attempt.
+    pub retrying: u32,
+    /// When the first of these is due, in milliseconds.
+    pub retry_in_ms: Option<u64>,
+    /// Tasks that could start, had the worker a slot.
+    pub startable: u32,
+    /// Deliveries of the partition that were settled by it: only rises.
+    pub settled: u64,
+    /// Whether all slots of the worker are taken.
+    pub busy: bool,
+}
+
+/// Why nothing of a partition runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Cause {
+    /// No worker consumes it.
+    NotConsumed,
+    /// It is paused, or everything is.
+    Paused,
+    /// All that its owner holds is of paused resources.
+    ResourcesPaused {
+        /// The owner.
+        worker: WorkerId,
+        /// How many tasks of them it holds.
+        tasks: u32,
+        /// More waits on the broker: the owner's window is full of them, so they
+        /// hold up the others.
+        window_full: bool,
+    },
+    /// All that its owner holds waits for a next attempt.
+    Retrying {
+        /// The owner.
+        worker: WorkerId,
+        /// How many.
+        tasks: u32,
+        /// When the first is due, in milliseconds.
+        next_in_ms: u64,
+    },
+    /// Its owner has no slot for it: tasks of other partitions run.
+    NoSlot {
+        /// The owner.
+        worker: WorkerId,
+    },
+    /// Its owner holds tasks that neither run nor wait: it cannot write its records
+    /// or dead letters, or waits for an ack to be sent.
+    Settling {
+        /// The owner.
+        worker: WorkerId,
+    },
+    /// It is consumed, and who consumes it does not answer.
+    OwnerSilent {
+        /// Who held it when it last answered, if that was seen.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        worker: Option<WorkerId>,
+    },
+    /// Workers answer, and the broker hands it to none of them: a stranger consumes
+    /// it, or a worker that does not answer, or one that is gone and that the broker
+    /// did not forget.
+    NotHandedOut,
+}
+
+impl Cause {
+    /// Whether it is the same but for numbers.
+    fn is_like(&self, other: &Self) -> bool {
+        let window = |cause: &Self| match cause {
+            Self::ResourcesPaused { window_full, .. } => Some(*window_full),
+            _ => None,
+        };
+        discriminant(self) == discriminant(other)
+            && self.worker() == other.worker()
+            && window(self) == window(other)
+    }
+
+    /// The worker that it is about.
+    #[must_use]
+    pub fn worker(&self) -> Option<&WorkerId> {
+        match self {
+            Self::NotConsumed | Self::Paused | Self::NotHandedOut => None,
+            Self::OwnerSilent { worker } => worker.as_ref(),
+            Self::ResourcesPaused { worker, .. }
+            | Self::Retrying { worker, .. }
+            | Self::NoSlot { worker }
+            | Self::Settling { worker } => Some(worker),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotConsumed => f.write_str("nobody consumes it: start workers (keylane work)"),
+            Self::Paused => f.write_str("paused (keylane resume)"),
+            Self::ResourcesPaused { worker, tasks, window_full: false } => {
+                write!(f, "{worker} holds {tasks} tasks of paused resources, and no others")
+            }
+            Self::ResourcesPaused { worker, tasks, window_full: true } => write!(
+                f,
+                "the window of {worker} is full with {tasks} tasks of paused resources, and others \
+                 wait behind them (keylane resume)"
+            ),
+            Self::Retrying { worker, tasks, next_in_ms } => {
+                let next = Duration::from_millis(*next_in_ms);
+                write!(
+                    f,
+                    "all {tasks} tasks that could run on {worker} wait for a retry, the next in {next:?}"
+                )
+            }
+            Self::NoSlot { worker } => {
+                write!(f, "all slots of {worker} are taken by other partitions (work --slots)")
+            }
+            Self::Settling { worker } => write!(
+                f,
+                "{worker} holds tasks and can neither record nor dead-letter them: see its log"
+            ),
+            Self::OwnerSilent { worker: Some(worker) } => {
+                write!(f, "{worker} held it, and does not answer: is it stopped, or cut off?")
+            }
+            Self::OwnerSilent { worker: None } => f.write_str(
+                "somebody consumes it, but no worker answers: is it stopped, or cut off?",
+            ),
+            Self::NotHandedOut => f.write_str(
+                "the broker hands it to no worker that answers: does a stranger consume it? or was \
+                 a worker killed during a hand-over: see ARCHITECTURE.md, \"A partition that \
+                 stands still\"",
+            ),
+        }
+    }
+}
+
+impl Look {
+    /// Why nothing of it runs at this moment, though there are tasks. `last_holder`: who
+    /// held it before.
+    #[must_use]
+    pub fn cause(&self, last_holder: Option<&WorkerId>) -> Option<Cause> {
+        let unsettled = self.holder.as_ref().map_or(0, |holder| holder.unsettled);
+        if self.ready == 0 && unsettled == 0 {
+            return None;
+        }
+        if self.paused {
+            return Some(Cause::Paused);
+        }
+        if !self.consumed {
+            return Some(Cause::NotConsumed);
+        }
+        let Some(holder) = &self.holder else {
+            let silent = last_holder.filter(|last| !self.answering.contains(last));
+            if self.answering.is_empty() || silent.is_some() {
+                return Some(Cause::OwnerSilent { worker: silent.cloned() });
+            }
+            return Some(Cause::NotHandedOut);
+        };
+        let worker = holder.worker.clone();
+        let tasks = holder.paused;
+        if holder.running > 0 {
+            None
+        } else if holder.startable > 0 {
+            holder.busy.then_some(Cause::NoSlot { worker })
+        } else if holder.retrying > 0 {
+            let next_in_ms = holder.retry_in_ms.unwrap_or(0);
+            Some(Cause::Retrying { worker, tasks: holder.retrying, next_in_ms })
+        } else if tasks > 0 {
+            Some(Cause::ResourcesPaused { worker, tasks, window_full: self.ready > 0 })
+        } else {
+            Some(Cause::Settling { worker })
+        }
+    }
+
+    /// Whether something was done since an earlier look.
+    fn has_moved(&self, before: &Seen) -> bool {
+        match (&self.holder, &before.holder) {
+            (Some(now), Some(then)) => {
+                now.worker != then.worker || now.settled != then.settled || now.running > 0
+            }
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => self.ready < before.ready,
+        }
+    }
+}
+
+/// Something to tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A partition stands still, or does so for another reason now.
+    Stalled {
+        /// Which.
+        partition: PartitionId,
+        /// Why.
+        #[serde(flatten)]
+        cause: Cause,
+        /// Tasks that wait on the broker.
+        ready: u32,
+        /// Tasks that its owner holds.
+        unsettled: u32,
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
+    /// A partition goes on, or has nothing left.
+    Moves {
+        /// Which.
+        partition: PartitionId,
+        /// For how long it stood still, in milliseconds.
+        stalled_ms: u64,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stalled { partition, cause, ready, unsettled, .. } => {
+                write!(
+                    f,
+                    "partition {partition} stands still with {ready} ready and {unsettled} "
+                )?;
+                write!(f, "unsettled tasks: {cause}")
+            }
+            Self::Moves { partition, stalled_ms } => {
+                let stalled = Duration::from_secs(stalled_ms / 1_000);
+                write!(f, "partition {partition} goes on after {stalled:?}")
+            }
+        }
+    }
+}
+
+/// What is remembered of a partition.
+#[derive(Debug, Clone)]
+struct Seen {
+    holder: Option<Holder>,
+    last_holder: Option<WorkerId>,
+    ready: u32,
+    /// When it last moved, or had a reason to stand still that is gone.
+    still_since_ms: u64,
+    told: Option<Cause>,
+}
+
+/// Compares looks.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    patience_ms: u64,
+    seen: BTreeMap<PartitionId, Seen>,
+}
+
+impl Watch {
+    /// What stands still for `patience` is told of.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        Self { patience_ms, seen: BTreeMap::new() }
+    }
+
+    /// Takes the looks of one moment, and says what is new. `now_ms`: from any origin.
+    pub fn note(&mut self, now_ms: u64, looks: impl IntoIterator<Item = Look>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for look in looks {
+            let first = Seen {
+                holder: None,
+                last_holder: None,
+                ready: look.ready,
+                still_since_ms: now_ms,
+                told: None,
+            };
+            let before = self.seen.remove(&look.partition).unwrap_or(first);
+            let partition = look.partition;
+            let after = self.compare(now_ms, look, before, &mut events);
+            self.seen.insert(partition, after);
+        }
+        events
+    }
+
+    fn compare(&self, now_ms: u64, look: Look, mut seen: Seen, events: &mut Vec<Event>) -> Seen {
+        let partition = look.partition;
+        let cause = look.cause(seen.last_holder.as_ref());
+        let moved = look.has_moved(&seen);
+        let for_ms = now_ms.saturating_sub(seen.still_since_ms);
+        match cause {
+            Some(cause) if !moved => {
+                let known = seen.told.as_ref().is_some_and(|told| told.is_like(&cause));
+                if for_ms >= self.patience_ms && !known {
+                    let unsettled = look.holder.as_ref().map_or(0, |holder| holder.unsettled);
+                    seen.told = Some(cause.clone());
+                    let ready = look.ready;
+                    events.push(Event::Stalled { partition, cause, ready, unsettled, for_ms });
+                }
+            }
+            Some(_) | None => {
+                if seen.told.take().is_some() {
+                    events.push(Event::Moves { partition, stalled_ms: for_ms });
+                }
+                seen.still_since_ms = now_ms;
+            }
+        }
+        if let Some(holder) = &look.holder {
+            seen.last_holder = Some(holder.worker.clone());
+        }
+        Seen { holder: look.holder, ready: look.ready, ..seen }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! What one owner holds of its partition; written by it only, read by who reports.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::protocol::lanes::Lanes;
+use crate::protocol::partition::PartitionId;
+use crate::rabbit::control::HeldPartition;
+
+/// See the [module](self).
+pub(super) struct Held {
+    unsettled: AtomicU32,
+    running: AtomicU32,
+    paused: AtomicU32,
+    retrying: AtomicU32,
+    startable: AtomicU32,
+    /// Milliseconds since the worker started.
+    retry_at_ms: AtomicU64,
+    settled: AtomicU64,
+}
+
+/// No retry is due.
+const NEVER: u64 = u64::MAX;
+
+impl Default for Held {
+    fn default() -> Self {
+        Self {
+            unsettled: AtomicU32::new(0),
+            running: AtomicU32::new(0),
+            paused: AtomicU32::new(0),
+            retrying: AtomicU32::new(0),
+            startable: AtomicU32::new(0),
+            retry_at_ms: AtomicU64::new(NEVER),
+            settled: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Held {
+    /// What the lanes hold. `retry_at`: since the worker started.
+    pub(super) fn note(&self, lanes: &Lanes, retry_at: Option<Duration>) {
+        // A window holds no more than a prefetch, which has 16 bits.
+        self.unsettled.store(lanes.unsettled() as u32, Ordering::Relaxed);
+        self.running.store(lanes.running() as u32, Ordering::Relaxed);
+        self.paused.store(lanes.paused() as u32, Ordering::Relaxed);
+        self.retrying.store(lanes.retrying() as u32, Ordering::Relaxed);
+        self.startable.store(lanes.startable() as u32, Ordering::Relaxed);
+        let retry_at = retry_at.and_then(|at| u64::try_from(at.as_millis()).ok());
+        self.retry_at_ms.store(retry_at.unwrap_or(NEVER), Ordering::Relaxed);
+    }
+
+    /// The partition was given up, or lost.
+    pub(super) fn note_nothing(&self) {
+        for count in [&self.unsettled, &self.running, &self.paused, &self.retrying, &self.startable]
+        {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.retry_at_ms.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// A delivery is done.
+    pub(super) fn note_settled(&self) {
+        self.settled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// `None` if it holds nothing. `now`: since the worker started.
+    pub(super) fn report(&self, partition: PartitionId, now: Duration) -> Option<HeldPartition> {
+        if !self.holds() {
+            return None;
+        }
+        let read = |count: &AtomicU32| count.load(Ordering::Relaxed);
+        let mut held =
+            HeldPartition::new(partition.number(), read(&self.unsettled), self.running());
+        held.paused = read(&self.paused);
+        held.retrying = read(&self.retrying);
+        held.startable = read(&self.startable);
+        held.settled = self.settled.load(Ordering::Relaxed);
+        let retry_at = self.retry_at_ms.load(Ordering::Relaxed);
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        held.retry_in_ms = (retry_at != NEVER).then(|| retry_at.saturating_sub(now_ms));
+        Some(held)
+    }
+}

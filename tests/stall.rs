@@ -1,0 +1,208 @@
+//! Partitions that stand still, each for a reason of its own, and what is said of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
+
+mod support;
+
+use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
+
+use futures_lite::StreamExt;
+use keylane::protocol::stall::{Cause, Event, Watch};
+use keylane::testing::{Broker, Version};
+use keylane::{
+    Connect, Failure, PartitionId, Resource, Scope, Topology, Weight, WorkerOptions, init, pause,
+    resume, status,
+};
+use lapin::Channel;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use support::{
+    Gate, Record, Worker, amqp, await_consumers, broker, count, cut_connections, eventually, named,
+    publish, rabbitmqctl, resources, soon, space, task, tasks,
+};
+
+/// Looks until something is told, and gives it.
+struct Looks {
+    connect: Connect,
+    watch: Watch,
+    began: Instant,
+}
+
+impl Looks {
+    fn new(connect: &Connect) -> Self {
+        let watch = Watch::new(Duration::from_secs(1));
+        Self { connect: connect.clone(), watch, began: Instant::now() }
+    }
+
+    async fn next(&mut self) -> Event {
+        let looking = async {
+            loop {
+                let seen = status(&self.connect).await.unwrap();
+                let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
+                if let Some(event) = self.watch.note(now, seen.looks()).pop() {
+                    return event;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        soon("something to tell", looking).await
+    }
+
+    async fn stalled(&mut self) -> Cause {
+        match self.next().await {
+            Event::Stalled { cause, .. } => cause,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for this cause. What is on the way to it may be told as well.
+    async fn until(&mut self, wanted: &Cause) {
+        let told = |event| matches!(event, Event::Stalled { cause, .. } if cause == *wanted);
+        while !told(self.next().await) {}
+    }
+
+    async fn moves(&mut self) {
+        let event = self.next().await;
+        assert!(matches!(event, Event::Moves { .. }), "{event:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_consumes_and_what_is_paused_is_told_until_it_goes_on() {
+    let (connect, _) = space(broker(Version::V4_3).await, 1).await;
+    publish(&connect, [task("a", 0), task("a", 1)]).await;
+    let mut looks = Looks::new(&connect);
+    assert_eq!(looks.stalled().await, Cause::NotConsumed);
+    pause(&connect, Scope::Partition(PartitionId::new(0)), "anna").await.unwrap();
+    assert_eq!(looks.stalled().await, Cause::Paused);
+    let record = Record::default();
+    let worker = Worker::start(&connect, named("w"), record.handler("w", async |_| Ok(())));
+    pause(&connect, Scope::Resource(Resource::new("a").unwrap()), "anna").await.unwrap();
+    resume(&connect, Scope::Partition(PartitionId::new(0)), "anna").await.unwrap();
+    let held = Cause::ResourcesPaused { worker: named("w").id, tasks: 2, window_full: false };
+    looks.until(&held).await;
+    resume(&connect, Scope::All, "anna").await.unwrap();
+    looks.moves().await;
+    record.until_executed(2).await;
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_retry_or_for_a_slot_is_told() {
+    let (connect, topology) = space(broker(Version::V4_3).await, 2).await;
+    let [one, other] = &resources(&topology, 1)[..] else { panic!("two partitions") };
+    let (fails, long) = (one[0].clone(), other[0].clone());
+    let (record, gate) = (Record::default(), Gate::default());
+    let (waiting, failing) = (gate.clone(), fails.clone());
+    let handler = record.handler("w", move |attempt| {
+        let (gate, fails) = (waiting.clone(), attempt.task.resource.as_str() == failing);
+        async move {
+            if fails && !gate.is_open() {
+                let again = Some(Duration::from_secs(20));
+                return Err(Failure::retry(again, "not now".to_owned()));
+            }
+            gate.passed().await;
+            Ok(())
+        }
+    });
+    let worker = Worker::start(&connect, WorkerOptions { slots: 1, ..named("w") }, handler);
+    publish(&connect, [task(&fails, 0)]).await;
+    let mut looks = Looks::new(&connect);
+    let cause = looks.stalled().await;
+    let Cause::Retrying { worker: who, tasks: 1, next_in_ms } = &cause else { panic!("{cause:?}") };
+    assert!(who.as_str() == "w" && (1..=20_000).contains(next_in_ms), "{cause:?}");
+    // The only slot is taken by the other partition when the retry is due.
+    publish(&connect, [task(&long, 0)]).await;
+    record.until("it runs", |runs| runs.iter().any(|run| run.resource == long)).await;
+    assert_eq!(looks.stalled().await, Cause::NoSlot { worker: named("w").id });
+    gate.open();
+    record.until_executed(2).await;
+    worker.drain().await;
+}
+
+/// A consumer with a priority, as a stranger has it.
+async fn consume(channel: &Channel, queue: &str, priority: i32) -> lapin::Consumer {
+    channel.basic_qos(5, BasicQosOptions::default()).await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
+    let options = BasicConsumeOptions::default();
+    channel.basic_consume(queue.into(), "".into(), options, arguments).await.unwrap()
+}
+
+/// A worker that is killed while it is being replaced leaves its consumer behind on
+/// 4.3; when the other one has left, that is the active one.
+async fn make_a_ghost(broker: &Broker, connect: &Connect, record: &Record, all: &[String]) {
+    let name = format!("victim-{}", connect.namespace());
+    let forever = record.handler(&name, async |_| std::future::pending().await);
+    let victim = Worker::start(connect, named(&name), forever);
+    record.until("all stick", |runs| runs.len() == all.len()).await;
+    let mut heir = named("heir");
+    heir.weight = Weight::new(1_000.0).unwrap();
+    let heir = Worker::start(connect, heir, record.handler("heir", async |_| Ok(())));
+    await_consumers(broker, connect, ".g1.p", 2).await;
+    cut_connections(broker, &name).await;
+    victim.kill().await;
+    record.until_executed(all.len() * 10).await;
+    heir.drain().await;
+}
+
+/// What ARCHITECTURE.md says of it: no consumer cures it, whatever its priority, and
+/// restarts of the queue's server do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ghost_is_named_and_no_consumer_cures_it() {
+    let broker = broker(Version::V4_3).await;
+    let connect = support::connect(broker);
+    let window = NonZeroU16::new(5).unwrap();
+    let topology = init(&connect, Topology::first(count(1)).with_prefetch(window)).await.unwrap();
+    let resources = resources(&topology, 2).concat();
+    publish(&connect, tasks(&resources, 10)).await;
+    let record = Record::default();
+    make_a_ghost(broker, &connect, &record, &resources).await;
+
+    let executed = record.runs().len();
+    publish(&connect, tasks(&resources, 20).into_iter().skip(20)).await;
+    let modest = || {
+        let mut options = named("modest");
+        options.weight = Weight::new(0.001).unwrap();
+        Worker::start(&connect, options, record.handler("modest", async |_| Ok(())))
+    };
+    let mut worker = modest();
+    let mut looks = Looks::new(&connect);
+    looks.until(&Cause::NotHandedOut).await;
+
+    // Who consumes anew, and who has the highest priority of all.
+    worker.drain().await;
+    worker = modest();
+    eventually("it consumes", async || {
+        (!status(&connect).await.unwrap().workers.is_empty()).then_some(())
+    })
+    .await;
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    let (connection, channel) = amqp(broker).await;
+    let mut highest = consume(&channel, &queue, i32::MAX).await;
+    let handed = tokio::time::timeout(Duration::from_secs(3), highest.next()).await;
+    assert!(handed.is_err(), "there is a cure now: see ARCHITECTURE.md");
+    channel.close(200, "done".into()).await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+    assert_eq!(record.runs().len(), executed, "there is a cure now: see ARCHITECTURE.md");
+
+    let cure = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+        P = amqqueue:get_pid(Q), ra:stop_server(quorum_queues, P),
+        ra:restart_server(quorum_queues, P)."
+    );
+    // Once more if need be: that consumer has had the ghost replaced, so that its end
+    // leaves it behind again.
+    for _ in 0..3 {
+        rabbitmqctl(broker, &["eval", &cure]).await;
+        let cured = record.until_executed(resources.len() * 20);
+        if tokio::time::timeout(Duration::from_secs(10), cured).await.is_ok() {
+            break;
+        }
+    }
+    record.until_executed(resources.len() * 20).await;
+    record.assert_exclusive_and_in_order();
+    worker.drain().await;
+}
