@@ -2,10 +2,12 @@
 //! truth that shares no code with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::settlement::Ack;
 
 const NO_DELAY: RetryPolicy =
     RetryPolicy { attempts: 3, first_delay: Duration::ZERO, max_delay: Duration::ZERO };
