@@ -7,6 +7,7 @@
 mod output;
 
 mod bench;
+mod dashboard;
 mod dead;
 mod demo;
 mod history;
@@ -21,6 +22,7 @@ mod signals;
 mod since;
 mod soak;
 mod status;
+mod top;
 mod verify;
 mod work;
 
@@ -183,6 +185,8 @@ enum Command {
     Route(route::Route),
     Work(Box<work::Work>),
     Status(status::Status),
+    Top(top::Top),
+    Dashboard(dashboard::DashboardArgs),
     Task(history::Task),
     History(history::History),
     Verify(verify::Verify),
@@ -253,6 +257,8 @@ impl Command {
             Self::Route(route) => route.run(broker).await,
             Self::Work(work) => work.run(broker).await,
             Self::Status(status) => status.run(broker).await,
+            Self::Top(top) => top.run(broker).await,
+            Self::Dashboard(dashboard) => dashboard.run(broker).await,
             Self::Task(task) => task.run(broker).await,
             Self::History(history) => history.run(broker).await,
             Self::Verify(verify) => verify.run(broker).await,

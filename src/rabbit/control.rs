@@ -210,15 +210,29 @@ impl Control {
     ) -> Result<Vec<T>, Error> {
         let mut answers = Vec::new();
         let mut wait = patience;
-        while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.consumer.next()).await {
-            let delivery = delivery.map_err(|error| self.refused(error))?;
-            match serde_json::from_slice(&delivery.data) {
-                Ok(answer) => answers.push(answer),
-                Err(error) => tracing::debug!(%error, "an answer was not understood"),
-            }
+        while let Ok(Some(answer)) = tokio::time::timeout(wait, self.next_answer()).await {
+            answers.push(answer?);
             wait = quiet;
         }
         Ok(answers)
+    }
+
+    /// Waits for the next answer to whatever was asked. `None` when the channel
+    /// is gone; errors as in [`Control::answers`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn next_answer<T: DeserializeOwned>(&mut self) -> Option<Result<T, Error>> {
+        loop {
+            let delivery = match self.consumer.next().await? {
+                Ok(delivery) => delivery,
+                Err(error) => return Some(Err(self.refused(error))),
+            };
+            match serde_json::from_slice(&delivery.data) {
+                Ok(answer) => return Some(Ok(answer)),
+                Err(error) => tracing::debug!(%error, "an answer was not understood"),
+            }
+        }
     }
 
     /// Nothing says so at once when the broker refuses what was said.

@@ -1,6 +1,7 @@
 //! The broker. The only code that names the client library.
 
 pub(crate) mod claims;
+pub(crate) mod collector;
 pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;

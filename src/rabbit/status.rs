@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::connection::{Connect, close, close_connection};
-use super::consumer::counts;
-use super::control::{Control, Said, WorkerReport};
-use super::error::{Doing, Error};
-use super::topology;
+use super::collector::{Collector, Counts};
+use super::connection::Connect;
+use super::control::{Said, WorkerReport};
+use super::error::Error;
+use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
 
@@ -75,47 +75,50 @@ impl PartitionStatus {
 /// [`Error::TopologyMissing`], [`Error::QueueMissing`] and the errors of
 /// connecting.
 pub async fn status(connect: &Connect) -> Result<Status, Error> {
-    let connection = connect.open("status").await?;
-    let namespace = connect.namespace();
-    let topology = topology::read(&connection, namespace).await?;
-    let channel = connection.create_channel().await.doing("open a channel")?;
-    let count = async |queue: String| {
-        let found = counts(&channel, &queue).await?;
-        found.ok_or(Error::QueueMissing { queue })
-    };
-    let (inbox, routers) = count(namespace.inbox()).await?;
-    let (dead, _) = count(namespace.dead()).await?;
-    let mut partitions = Vec::with_capacity(topology.partitions().len());
-    for partition in topology.partitions() {
-        let (ready, consumers) = count(namespace.partition(&topology, partition)).await?;
-        partitions.push(PartitionStatus {
-            partition,
-            owner: None,
-            ready,
-            unsettled: 0,
-            running: 0,
-            consumed: consumers > 0,
-        });
-    }
+    let collector = Collector::open(connect, "status").await?;
+    let counts = collector.counts().await?;
     let mut workers: Vec<WorkerReport> = Vec::new();
-    if partitions.iter().any(|p| p.consumed) {
-        let mut control = Control::open(&connection, namespace, false).await?;
+    if counts.partitions.iter().any(|count| count.consumers > 0) {
+        let mut control = collector.control().await?;
         control.say(&Said::Report).await?;
         workers = control.answers(PATIENCE, QUIET).await?;
         workers.sort_by(|a, b| a.worker.cmp(&b.worker));
     }
-    assign(&mut partitions, &workers);
-    close(&channel).await;
-    close_connection(connection).await;
-    Ok(Status {
-        namespace: namespace.to_string(),
-        topology,
-        partitions,
-        workers,
-        inbox,
-        routed: routers > 0,
-        dead,
-    })
+    let status = Status::new(connect.namespace(), *collector.topology(), &counts, workers);
+    collector.close().await;
+    Ok(status)
+}
+
+impl Status {
+    /// What the broker counts, and what the workers say of themselves.
+    pub(crate) fn new(
+        namespace: &Namespace,
+        topology: Topology,
+        counts: &Counts,
+        workers: Vec<WorkerReport>,
+    ) -> Self {
+        let counted = topology.partitions().zip(&counts.partitions);
+        let mut partitions: Vec<_> = counted
+            .map(|(partition, count)| PartitionStatus {
+                partition,
+                owner: None,
+                ready: count.ready,
+                unsettled: 0,
+                running: 0,
+                consumed: count.consumers > 0,
+            })
+            .collect();
+        assign(&mut partitions, &workers);
+        Self {
+            namespace: namespace.to_string(),
+            topology,
+            partitions,
+            workers,
+            inbox: counts.inbox.ready,
+            routed: counts.inbox.consumers > 0,
+            dead: counts.dead.ready,
+        }
+    }
 }
 
 fn assign(partitions: &mut [PartitionStatus], workers: &[WorkerReport]) {
