@@ -5,6 +5,10 @@
 #[allow(dead_code, reason = "no test binary uses all of it")]
 mod user;
 
+#[path = "../support/screen.rs"]
+#[allow(dead_code, reason = "no test binary uses all of it")]
+mod screen;
+
 mod browser;
 mod guard;
 mod http;

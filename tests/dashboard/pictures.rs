@@ -3,12 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use keylane::{PartitionCount, Resource, Topology};
 use serde_json::json;
 
 use super::browser::Browser;
+use super::screen::Screen;
 use super::served::Served;
 use super::user::{Running, User};
 
@@ -66,10 +71,18 @@ async fn pictures() {
     browser.until("five workers", "fleet.querySelectorAll('tbody tr').length === 5").await;
     browser.until("a dead letter", "document.querySelector('#dead li') !== null").await;
     tokio::time::sleep(Duration::from_secs(10)).await;
+    let moved = served.snapshot()["handovers"][0]["partition"].as_u64().unwrap();
+    let topology = Topology::from(PartitionCount::new(64).unwrap());
+    let names = (0..3_000).map(|n| format!("account-{n:04}"));
+    let mut of_it = names.filter(|name| {
+        u64::from(topology.partition_of(&Resource::new(name).unwrap()).number()) == moved
+    });
+    let changed_hands = format!("q={}", of_it.next().unwrap());
+    let screen = Screen::open(&user, 40, 132);
     let shots = [
         ("dashboard-light.png", "light", 1_440, 1_000, ""),
         ("dashboard-dark.png", "dark", 1_440, 1_000, ""),
-        ("dashboard-search.png", "light", 1_440, 760, "q=account-0012"),
+        ("dashboard-search.png", "light", 1_440, 760, changed_hands.as_str()),
         ("dashboard-phone.png", "dark", 390, 844, ""),
     ];
     for (name, scheme, width, height, hash) in shots {
@@ -85,6 +98,14 @@ async fn pictures() {
         println!("{name}: {} kB", picture.len() / 1_024);
         std::fs::write(folder.join(name), picture).unwrap();
     }
+    let drawn = Command::new("scripts/terminal-svg.py")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::piped())
+        .stdout(File::create(folder.join("top.svg")).unwrap())
+        .spawn();
+    let mut drawn = drawn.unwrap();
+    drawn.stdin.take().unwrap().write_all(screen.painted().as_bytes()).unwrap();
+    assert!(drawn.wait().unwrap().success());
     drop((publisher, fleet));
     browser.close().await;
 }

@@ -20,7 +20,7 @@ const throughput = new Chart(byId("throughput"), {
 });
 const times = new Chart(byId("times"), {
   label: "What an execution takes",
-  series: [{ name: "half", kind: "p50" }, { name: "19 of 20", kind: "p95" }],
+  series: [{ name: "p50", kind: "p50" }, { name: "p95", kind: "p95" }],
   format: span,
   log: true,
 });
@@ -72,7 +72,8 @@ function charts(history) {
   // The present second is not over.
   const whole = (values) => values.slice(0, -1);
   const executed = whole(history.executed);
-  const failed = whole(history.failed).map((value, n) => value + history.dead_lettered[n]);
+  // Where nothing failed there is no line.
+  const failed = whole(history.failed).map((value, n) => value + history.dead_lettered[n] || null);
   const most = Math.max(...executed);
   throughput.draw(history.from_s, 1, [executed, failed], `The last minutes, up to ${count(most)}.`);
   const half = history.p50_us.findLast((value) => value !== null);

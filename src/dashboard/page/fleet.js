@@ -6,7 +6,7 @@ import { hue } from "./partitions.js";
 
 const COLUMNS = [
   { name: "worker", kind: "", by: (w) => w.worker },
-  { name: "slots in use", kind: "bar", by: (w) => w.running / w.slots, down: true },
+  { name: "slots in use", kind: "gauge", by: (w) => w.running / w.slots, down: true },
   { name: "owns", kind: "number", by: (w) => w.owned, down: true },
   { name: "weight", kind: "number spare", by: (w) => w.weight, down: true },
   { name: "tasks/s", kind: "number", by: (w) => w.executed_per_s, down: true },

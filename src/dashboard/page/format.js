@@ -20,9 +20,10 @@ export const percent = (share) => `${Math.round(share * 100)} %`;
 /** Microseconds: `850 µs`, `12 ms`, `1.4 s`, `3 min`. */
 export function span(us) {
   if (us < 1_000) return `${Math.round(us)} µs`;
-  if (us < 9_950) return `${(us / 1e3).toFixed(1)} ms`;
+  if (us < 9_950 && us % 1_000 !== 0) return `${(us / 1e3).toFixed(1)} ms`;
   if (us < 999_500) return `${Math.round(us / 1e3)} ms`;
-  if (us < 59_950_000) return `${(us / 1e6).toFixed(1)} s`;
+  if (us < 9_950_000 && us % 1_000_000 !== 0) return `${(us / 1e6).toFixed(1)} s`;
+  if (us < 59_500_000) return `${Math.round(us / 1e6)} s`;
   const minutes = us / 60e6;
   if (minutes < 59.5) return `${Math.round(minutes)} min`;
   const hours = minutes / 60;

@@ -3,9 +3,9 @@
 import { h, byId, keyed, lookUp, row, table, text } from "./dom.js";
 import { OUTCOMES, ago, clock, count, percent, rate, span } from "./format.js";
 
-const HOT = [["resource", ""], ["busy", "bar"], ["tasks/s", "number"], ["each", "number"]];
+const HOT = [["resource", ""], ["busy", "gauge"], ["tasks/s", "number"], ["each", "number"]];
 const RECENT = [
-  ["ended", "number"],
+  ["ended", ""],
   ["outcome", ""],
   ["resource", ""],
   ["took", "number"],

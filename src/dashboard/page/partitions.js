@@ -7,6 +7,9 @@ import { count, span } from "./format.js";
 /** Backlogs 1–3, 4–15, 16–63, 64–255, 256–1,023 and more have a colour each. */
 const level = (backlog) => (backlog === 0 ? 0 : Math.min(6, Math.floor(Math.log2(backlog) / 2) + 1));
 
+/** What a cell takes at least, in pixels. */
+const WIDTHS = { large: 40, medium: 30, small: 16 };
+
 const colours = new Map();
 
 /** A hue for a worker, the same for as long as the page is open; far from the last. */
@@ -36,6 +39,15 @@ export class Partitions {
       byId(id).addEventListener("click", () => this.#colour(by));
     }
     this.#colour("backlog");
+    new ResizeObserver(() => this.#arrange()).observe(this.root);
+  }
+
+  /** As many columns as there is room for; a power of two, if that fills all rows. */
+  #arrange() {
+    const room = Math.max(1, Math.floor(this.root.clientWidth / WIDTHS[this.root.dataset.size]));
+    const even = 2 ** Math.floor(Math.log2(room));
+    const columns = this.#cells.length % even === 0 ? even : room;
+    this.root.style.setProperty("--columns", columns);
   }
 
   #colour(by) {
@@ -81,6 +93,7 @@ export class Partitions {
     this.root.replaceChildren(...this.#cells);
     this.#last = null;
     this.#active = 0;
+    this.#arrange();
   }
 
   #tell(number) {

@@ -6,7 +6,7 @@ import { OUTCOMES, count, moment, span } from "./format.js";
 import { timeline } from "./timeline.js";
 
 const COLUMNS = [
-  ["started", "number"],
+  ["started", ""],
   ["took", "number"],
   ["outcome", ""],
   ["task", ""],
