@@ -292,7 +292,8 @@ impl Session {
         let dead = counts.dead.ready;
         view.note_counts(counts, Some(dead));
         // Also where nobody would answer: whoever may not ask is told so now.
-        self.control.say(&Said::Report).await?;
+        limited(self.control.say(&Said::Report)).await?;
+        limited(self.control.taken()).await?;
         let patience = if consumed { FIRST_ANSWER } else { NEXT_ANSWER };
         for report in self.control.answers(patience, NEXT_ANSWER).await? {
             view.note_report(report, now_us());

@@ -93,12 +93,18 @@ async fn admit(State(site): State<Arc<Site>>, request: Request, next: Next) -> R
         }
         return refuse(refused);
     }
-    if !guard::only_looks(request.method())
-        && let Err(refused) = site.guard.check_change(headers)
-    {
-        return refuse(refused);
+    let checked = if !guard::only_looks(request.method()) {
+        site.guard.check_change(headers)
+    } else if request.uri().path() != "/" {
+        // Another page sees no answer, but a search is work.
+        guard::check_origin(headers)
+    } else {
+        Ok(())
+    };
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refuse(refused),
     }
-    next.run(request).await
 }
 
 fn refuse(refused: Refused) -> Response {

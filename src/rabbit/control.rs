@@ -8,6 +8,8 @@
 use std::time::Duration;
 
 use futures_lite::StreamExt;
+#[cfg(feature = "dashboard")]
+use lapin::options::BasicQosOptions;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -190,6 +192,17 @@ impl Control {
     /// Says something to all workers.
     pub(crate) async fn say(&self, said: &Said) -> Result<(), Error> {
         self.publish(&self.exchange, "", said).await
+    }
+
+    /// Waits until the broker has taken what was said.
+    ///
+    /// # Errors
+    /// When it may not be said, or the channel is lost.
+    #[cfg(feature = "dashboard")]
+    pub(crate) async fn taken(&self) -> Result<(), Error> {
+        // A question that changes nothing; its answer comes after what was said.
+        let answer = self.channel.basic_qos(1, BasicQosOptions::default());
+        answer.await.map_err(|error| self.refused(error))
     }
 
     /// Answers one who asked.

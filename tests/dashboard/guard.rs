@@ -44,6 +44,10 @@ async fn only_the_page_itself_changes_something() {
     }
     let other = ask(&served.address, "GET /", &[("Host", "evil.example")], "");
     assert!(other.status == 403 && !other.body.contains(&word), "{other:?}");
+    let elsewhere = [("Sec-Fetch-Site", "cross-site")];
+    let search = ask(&served.address, "GET /api/search?q=a", &elsewhere, "");
+    assert_eq!(search.status, 403, "{search:?}");
+    assert_eq!(ask(&served.address, "GET /", &elsewhere, "").status, 200, "a link leads here");
     for (body, status) in [(r#"{"some":1}"#, 422), ("nonsense", 400), (&"x".repeat(100_000), 413)] {
         assert_eq!(post(&[page, origin], body).status, status, "{body:.20}");
     }

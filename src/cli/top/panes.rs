@@ -47,7 +47,7 @@ pub(super) fn draw(
     });
     let mut table = Table::new(rows, columns.iter().map(|(_, width, _)| *width))
         .header(heads)
-        .column_spacing(2)
+        .column_spacing(1)
         .block(block);
     if chosen {
         table = table.row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
@@ -75,12 +75,12 @@ const RIGHT: Alignment = Alignment::Right;
 
 const WORKERS: &[Column] = &[
     ("worker", Constraint::Fill(1), LEFT),
-    ("running", Constraint::Length(9), RIGHT),
+    ("running", Constraint::Length(8), RIGHT),
     ("owns", Constraint::Length(5), RIGHT),
     ("tasks/s", Constraint::Length(8), RIGHT),
-    ("executed", Constraint::Length(11), RIGHT),
-    ("failed", Constraint::Length(7), RIGHT),
-    ("seen", Constraint::Length(8), RIGHT),
+    ("executed", Constraint::Length(10), RIGHT),
+    ("failed", Constraint::Length(6), RIGHT),
+    ("seen", Constraint::Length(6), RIGHT),
 ];
 
 fn workers(snapshot: &Snapshot, order: &str) -> Vec<Line> {
@@ -114,7 +114,7 @@ const PARTITIONS: &[Column] = &[
     ("ready", Constraint::Length(9), RIGHT),
     ("held", Constraint::Length(6), RIGHT),
     ("running", Constraint::Length(7), RIGHT),
-    ("owner", Constraint::Fill(1), LEFT),
+    (" owner", Constraint::Fill(1), LEFT),
 ];
 
 fn partitions(snapshot: &Snapshot, order: &str) -> Vec<Line> {
@@ -144,6 +144,7 @@ fn partitions(snapshot: &Snapshot, order: &str) -> Vec<Line> {
         });
         let style = if why.is_some() { Style::new().fg(Color::Red) } else { Style::new() };
         let owner = why.or_else(|| owner(number)).unwrap_or_else(|| "-".to_owned());
+        let owner = format!(" {owner}");
         let (ready, held) = (of(&columns.ready), of(&columns.unsettled));
         (vec![number.to_string(), ready, held, of(&columns.running), owner], style)
     };
@@ -184,8 +185,8 @@ fn resources(snapshot: &Snapshot, order: &str) -> Vec<Line> {
 const RETRYING: &[Column] = &[
     ("resource", Constraint::Fill(2), LEFT),
     ("attempt", Constraint::Length(7), RIGHT),
-    ("failed", Constraint::Length(9), RIGHT),
-    ("reason", Constraint::Fill(3), LEFT),
+    ("failed", Constraint::Length(8), RIGHT),
+    (" reason", Constraint::Fill(3), LEFT),
 ];
 
 fn retrying(snapshot: &Snapshot, order: &str) -> Vec<Line> {
@@ -198,7 +199,7 @@ fn retrying(snapshot: &Snapshot, order: &str) -> Vec<Line> {
             retrying.resource.to_string(),
             retrying.attempt.to_string(),
             span(snapshot.at_us.saturating_sub(retrying.failed_us)),
-            retrying.reason.clone().unwrap_or_default().replace(char::is_control, " "),
+            format!(" {}", retrying.reason.as_deref().unwrap_or("")).replace(char::is_control, " "),
         ];
         (texts, Style::new())
     };

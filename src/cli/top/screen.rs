@@ -34,7 +34,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, state: &mut State
     if roomy {
         let rows = Layout::vertical([Constraint::Fill(1); 2]).split(lists);
         for (row, panes) in rows.iter().zip(Pane::ALL.chunks(2)) {
-            let cells = Layout::horizontal([Constraint::Fill(1); 2]).spacing(1).split(*row);
+            let cells = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).split(*row);
             for (cell, pane) in cells.iter().zip(panes) {
                 panes::draw(frame, *cell, snapshot, state, *pane);
             }

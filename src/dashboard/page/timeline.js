@@ -21,7 +21,7 @@ export function timeline(attempts) {
   const workers = [...new Set(bars.map(({ one }) => one.worker))];
   const rows = ["this resource", ...workers];
   const height = rows.length * ROW;
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, height, preserveAspectRatio: "none", "aria-hidden": "true" });
   rows.forEach((_, index) => {
     picture.append(svg("path", { class: "grid", d: `M0 ${(index + 1) * ROW - 0.5}H${WIDTH}` }));
   });
