@@ -312,7 +312,8 @@ async fn a_dashboard_and_top_need_what_is_documented() {
         (READ, "control\\..+"),
     ];
     house.needs("top", &["top", "--once"], &looks).await;
-    user.succeeds(&["top", "--once", "--amqp-url", &house.role("top").await]);
+    let top = house.role("top").await;
+    user.succeeds(&["top", "--once", "--amqp-url", &top]);
     // Whoever may read the dead letters may count them.
     let looks = looks.map(|(kind, name)| if name == "dead" { (READ, name) } else { (kind, name) });
     house.needs("dashboard", &["dashboard", "--listen", "127.0.0.1:0"], &looks).await;
@@ -331,8 +332,7 @@ async fn a_dashboard_and_top_need_what_is_documented() {
         ask(&served.address, what, &headers, body)
     };
     // Counting them is not reading them.
-    let blind = house.role("top").await;
-    let refused = acts(&blind, "GET /api/dead");
+    let refused = acts(&top, "GET /api/dead");
     assert!(refused.status == 403 && refused.body.contains("not permitted"), "{refused:?}");
     let blind = house.limited("dashboard", &[(WRITE, "g1")]).await;
     let refused = acts(&blind[0], "POST /api/dead/replay");
