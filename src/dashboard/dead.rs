@@ -116,7 +116,8 @@ impl Desk {
     pub(super) async fn act(&self, action: Action, selection: Selection) -> Result<Done, Error> {
         let mut last = self.last.lock().await;
         *last = None;
-        limited(self.work(action, selection)).await
+        // A replay holds a publisher: too large for the stack of whoever asks.
+        limited(Box::pin(self.work(action, selection))).await
     }
 
     async fn work(&self, action: Action, mut selection: Selection) -> Result<Done, Error> {

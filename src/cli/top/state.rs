@@ -135,7 +135,9 @@ mod tests {
         press(&mut state, KeyCode::Char('k'));
         assert_eq!(state.table(Pane::Partitions).selected(), Some(0));
         press(&mut state, KeyCode::Char('?'));
-        assert!(state.help && !press(&mut state, KeyCode::Char('q')) && !state.help);
+        assert!(state.help, "it is asked for");
+        assert!(!press(&mut state, KeyCode::Char('q')), "any key closes it, and does nothing else");
+        assert!(!state.help, "it is closed");
         assert!(press(&mut state, KeyCode::Char('q')) && press(&mut state, KeyCode::Esc));
         let ctrl_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert!(state.takes(ctrl_c).is_break());
