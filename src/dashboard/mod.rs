@@ -1,10 +1,12 @@
 //! A namespace to look at: what `keylane dashboard` serves and `keylane top` shows.
-//! No part of the API; [docs/dashboard.md](https://docs.rs/keylane) tells users.
+//! No part of the API; `docs/dashboard.md` tells users.
 //!
-//! [`observer`] looks and follows the journal, [`view`] remembers and judges, and
-//! [`snapshot`] is all that it gives. [`server`] hands that to pages, behind
-//! [`guard`]. What is kept is bounded, whatever the namespace goes through: rings,
-//! lists that forget, and as many pages as there is room for.
+//! `observer` looks and follows the journal, `view` remembers and judges, and
+//! [`snapshot`] is all that it gives. `server` hands that to pages, behind `guard`.
+//! What is kept is bounded, whatever the namespace goes through: rings, lists that
+//! forget, and as many pages as there is room for.
+
+#![cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command line serves it"))]
 
 mod activity;
 mod assets;
