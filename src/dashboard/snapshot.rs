@@ -1,5 +1,5 @@
 //! All that the page and `keylane top` show, at one moment: one value, made by
-//! [`View`](super::view::View), and the only thing that either is fed with.
+//! the view of it, and the only thing that either is fed with.
 
 use serde::Serialize;
 
