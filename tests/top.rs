@@ -25,7 +25,7 @@ async fn a_terminal_shows_what_goes_on() {
     let user = User::with_partitions(8).await;
     let mut screen = Screen::open(&user, 24, 80);
     screen.shows(&["Idle", "8 partitions", "Workers (0)", "q leave"]);
-    let worker = user.starts(&["work", "--exec", "sleep 0.05", "--id", "porto"]);
+    let worker = user.starts(&["work", "--exec", "sleep 0.3", "--id", "porto"]);
     publish(&user);
     screen.shows(&["Flowing", "porto", "Workers (1)"]);
     screen.press("3");
