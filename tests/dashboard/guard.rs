@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
+use keylane::{Connect, DeadLetters, Namespace};
 use serde_json::Value;
 
 use super::http::{ask, begin};
@@ -52,6 +53,13 @@ async fn only_the_page_itself_changes_something() {
         assert_eq!(post(&[page, origin], body).status, status, "{body:.20}");
     }
     assert_eq!(user.status()["dead"], 2, "nothing has changed");
+    // Whoever wants one takes one, and leaves the others to others.
+    let namespace = Namespace::new(&user.namespace).unwrap();
+    let connect = Connect::new(&user.url).unwrap().with_namespace(namespace);
+    let mut oldest = DeadLetters::open_first(&connect, 1).await.unwrap();
+    assert_eq!(oldest.next().await.unwrap().unwrap().id.as_deref(), Some("one"));
+    assert!(oldest.next().await.unwrap().is_none() && user.status()["dead"] == 1);
+    oldest.close().await;
 
     let listed: Value = serde_json::from_str(&served.get("/api/dead").body).unwrap();
     let letters = listed["letters"].as_array().unwrap();
