@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs servers from Debian's packages, for tests that start their own from the
-# binaries. No service is started.
+# Installs servers, or a browser, from Debian's packages, for tests that start their
+# own from the binaries. No service is started.
 #
 #   scripts/servers.sh PACKAGE...
 #

@@ -11,7 +11,7 @@ WIDTH, HEIGHT, MARGIN = 8.4, 19, 16
 BACKGROUND, FOREGROUND = "#16181d", "#d5d8de"
 COLOURS = {
     30: "#4b5160", 31: "#f0717a", 32: "#8fce7e", 33: "#e6c07b",
-    34: "#6cb0f2", 35: "#c98ee0", 36: "#56c2cc", 37: "#d5d8de",
+    34: "#6cb0f2", 35: "#c98ee0", 36: "#56c2cc", 37: "#d5d8de", 90: "#8b919c",
 }
 
 

@@ -3,6 +3,9 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "dashboard")]
+#[doc(hidden)]
+pub mod dashboard;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod demo;

@@ -69,14 +69,27 @@ fn only_rabbit_names_the_client_library() {
 
 #[test]
 fn rabbit_knows_nothing_of_the_roles() {
-    let roles =
-        ["crate::worker", "crate::producer", "crate::router", "crate::handler", "crate::cli"];
+    let roles = [
+        "crate::worker",
+        "crate::producer",
+        "crate::router",
+        "crate::handler",
+        "crate::cli",
+        "crate::dashboard",
+    ];
     assert_eq!(naming("rabbit", &roles), Vec::<String>::new());
 }
 
 #[test]
 fn the_roles_know_nothing_of_the_command_line() {
     for role in ["worker", "handler"] {
-        assert_eq!(naming(role, &["crate::cli", "crate::demo"]), Vec::<String>::new());
+        let above = ["crate::cli", "crate::demo", "crate::dashboard"];
+        assert_eq!(naming(role, &above), Vec::<String>::new());
     }
+}
+
+#[test]
+fn the_dashboard_knows_nothing_of_the_command_line() {
+    let beside = ["crate::cli", "crate::demo", "crate::worker", "crate::handler"];
+    assert_eq!(naming("dashboard", &beside), Vec::<String>::new());
 }

@@ -9,6 +9,7 @@ mod output;
 mod bench;
 mod cancel;
 mod config;
+mod dashboard;
 mod dead;
 mod demo;
 mod drain;
@@ -30,6 +31,7 @@ mod signals;
 mod since;
 mod soak;
 mod status;
+mod top;
 mod verify;
 mod watch;
 mod work;
@@ -193,6 +195,8 @@ enum Command {
     Resume(pause::Resume),
     Cancel(cancel::Cancel),
     Drain(drain::Drain),
+    Top(top::Top),
+    Dashboard(dashboard::DashboardArgs),
     Task(history::Task),
     History(history::History),
     Verify(verify::Verify),
@@ -267,6 +271,8 @@ impl Command {
             Self::Resume(resume) => resume.run(broker).await,
             Self::Cancel(cancel) => cancel.run(broker).await,
             Self::Drain(drain) => drain.run(broker).await,
+            Self::Top(top) => top.run(broker).await,
+            Self::Dashboard(dashboard) => dashboard.run(broker).await,
             Self::Task(task) => task.run(broker).await,
             Self::History(history) => history.run(broker).await,
             Self::Verify(verify) => verify.run(broker).await,

@@ -8,6 +8,8 @@
 use std::time::Duration;
 
 use futures_lite::StreamExt;
+#[cfg(feature = "dashboard")]
+use lapin::options::BasicQosOptions;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -281,6 +283,17 @@ impl Control {
         self.publish(&self.exchange, "", said).await
     }
 
+    /// Waits until the broker has taken what was said.
+    ///
+    /// # Errors
+    /// When it may not be said, or the channel is lost.
+    #[cfg(feature = "dashboard")]
+    pub(crate) async fn taken(&self) -> Result<(), Error> {
+        // A question that changes nothing; its answer comes after what was said.
+        let answer = self.channel.basic_qos(1, BasicQosOptions::default());
+        answer.await.map_err(|error| self.refused(error))
+    }
+
     /// Answers one who asked.
     pub(crate) async fn answer(&self, to: &str, answer: &impl Serialize) -> Result<(), Error> {
         self.publish("", to, answer).await
@@ -328,15 +341,29 @@ impl Control {
     ) -> Result<Vec<T>, Error> {
         let mut answers = Vec::new();
         let mut wait = patience;
-        while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.consumer.next()).await {
-            let delivery = delivery.map_err(|error| self.refused(error))?;
-            match serde_json::from_slice(&delivery.data) {
-                Ok(answer) => answers.push(answer),
-                Err(error) => tracing::debug!(%error, "an answer was not understood"),
-            }
+        while let Ok(Some(answer)) = tokio::time::timeout(wait, self.next_answer()).await {
+            answers.push(answer?);
             wait = quiet;
         }
         Ok(answers)
+    }
+
+    /// Waits for the next answer to whatever was asked. `None` when the channel
+    /// is gone; errors as in [`Control::answers`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn next_answer<T: DeserializeOwned>(&mut self) -> Option<Result<T, Error>> {
+        loop {
+            let delivery = match self.consumer.next().await? {
+                Ok(delivery) => delivery,
+                Err(error) => return Some(Err(self.refused(error))),
+            };
+            match serde_json::from_slice(&delivery.data) {
+                Ok(answer) => return Some(Ok(answer)),
+                Err(error) => tracing::debug!(%error, "an answer was not understood"),
+            }
+        }
     }
 
     /// Ends it. What was said is on its way.

@@ -206,6 +206,15 @@ impl DeadLetters {
     /// # Errors
     /// [`Error::TopologyMissing`] and the errors of connecting.
     pub async fn open(connect: &Connect) -> Result<Self, Error> {
+        Self::open_first(connect, WINDOW).await
+    }
+
+    /// Connects, and takes the oldest `most` of them only, at most 10,000: no more
+    /// than that are hidden from others and in memory.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::open`].
+    pub async fn open_first(connect: &Connect, most: u32) -> Result<Self, Error> {
         let connection = connect.open("dead letters").await?;
         let namespace: &Namespace = connect.namespace();
         let topology = topology::read(&connection, namespace).await?;
@@ -213,6 +222,8 @@ impl DeadLetters {
         let queue = namespace.dead();
         let missing = || Error::TopologyMissing { namespace: namespace.to_string() };
         let (left, _) = counts(&channel, &queue).await?.ok_or_else(missing)?;
+        // All of them count as left, where no more than a window's are wanted.
+        let left = if most < WINDOW { left.min(most) } else { left };
         let window = left.clamp(1, WINDOW) as u16;
         channel.basic_qos(window, BasicQosOptions::default()).await.doing("set the prefetch")?;
         let options = BasicConsumeOptions::default();

@@ -2,6 +2,7 @@
 
 pub(crate) mod backlog;
 pub(crate) mod claims;
+pub(crate) mod collector;
 pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;

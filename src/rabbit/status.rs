@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use lapin::{Channel, Connection};
 use serde::Serialize;
 
-use super::connection::{Connect, close, close_connection};
-use super::consumer::counts;
+use super::collector::{Collector, Counts};
+use super::connection::Connect;
 use super::control::{Control, Said, WorkerReport};
-use super::error::{Doing, Error};
+use super::error::Error;
 use super::steering::OrderLog;
-use super::topology;
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
@@ -119,10 +117,7 @@ pub async fn status(connect: &Connect) -> Result<Status, Error> {
 
 /// Looks at a namespace again and again, over one connection.
 pub(crate) struct Observer {
-    connection: Connection,
-    namespace: Namespace,
-    topology: Topology,
-    channel: Channel,
+    collector: Collector,
     control: Option<Control>,
     /// `None` in a namespace that nobody can steer, or where it cannot be read.
     orders: Option<OrderLog>,
@@ -131,56 +126,25 @@ pub(crate) struct Observer {
 impl Observer {
     /// Connects; errors as those of [`status`].
     pub(crate) async fn open(connect: &Connect, role: &str) -> Result<Self, Error> {
-        let connection = connect.open(role).await?;
-        let namespace = connect.namespace().clone();
-        let topology = topology::read(&connection, &namespace).await?;
-        let orders = match OrderLog::open(&connection, &namespace).await {
-            Ok(orders) => Some(orders),
-            Err(Error::SteeringMissing { .. }) => None,
-            // The rest is worth the more to know in a cluster that is in trouble.
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "cannot tell what is paused");
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        let channel = connection.create_channel().await.doing("open a channel")?;
-        Ok(Self { connection, namespace, topology, channel, control: None, orders })
+        let collector = Collector::open(connect, role).await?;
+        let orders = collector.orders().await?;
+        Ok(Self { collector, control: None, orders })
     }
 
     /// How it is now; errors as those of [`status`]. After one, it is of no use.
     pub(crate) async fn look(&mut self) -> Result<Status, Error> {
-        let Self { connection, namespace, topology, channel, control, orders } = self;
-        let count = async |queue: String| {
-            let found = counts(channel, &queue).await?;
-            found.ok_or(Error::QueueMissing { queue })
-        };
+        let Self { collector, control, orders } = self;
         let mut steering = Steering::default();
         if let Some(orders) = orders {
-            orders.catch_up(connection).await?;
+            orders.catch_up(collector.connection()).await?;
             steering = orders.ledger().steering().clone();
         }
-        let (inbox, routers) = count(namespace.inbox()).await?;
-        let (dead, _) = count(namespace.dead()).await?;
-        let mut partitions = Vec::with_capacity(topology.partitions().len());
-        for partition in topology.partitions() {
-            let (ready, consumers) = count(namespace.partition(topology, partition)).await?;
-            partitions.push(PartitionStatus {
-                partition,
-                owner: None,
-                ready,
-                unsettled: 0,
-                running: 0,
-                consumed: consumers > 0,
-                paused: steering.pauses(partition),
-                cause: None,
-            });
-        }
+        let counts = collector.counts().await?;
         let mut workers: Vec<WorkerReport> = Vec::new();
-        if partitions.iter().any(|p| p.consumed) {
+        if counts.partitions.iter().any(|count| count.consumers > 0) {
             let control = match control {
                 Some(control) => control,
-                None => control.insert(Control::open(connection, namespace, false).await?),
+                None => control.insert(collector.control().await?),
             };
             control.say(&Said::Report).await?;
             workers = control.answers(PATIENCE, QUIET).await?;
@@ -189,16 +153,47 @@ impl Observer {
             workers.sort_by(|a, b| a.worker.cmp(&b.worker));
             workers.dedup_by(|a, b| a.worker == b.worker);
         }
+        Ok(Status::new(collector.namespace(), *collector.topology(), &counts, workers, steering))
+    }
+
+    pub(crate) async fn close(self) {
+        self.collector.close().await;
+    }
+}
+
+impl Status {
+    /// What the broker counts, what the workers say of themselves, and what operators have
+    /// ordered.
+    pub(crate) fn new(
+        namespace: &Namespace,
+        topology: Topology,
+        counts: &Counts,
+        workers: Vec<WorkerReport>,
+        steering: Steering,
+    ) -> Self {
+        let counted = topology.partitions().zip(&counts.partitions);
+        let mut partitions: Vec<_> = counted
+            .map(|(partition, count)| PartitionStatus {
+                partition,
+                owner: None,
+                ready: count.ready,
+                unsettled: 0,
+                running: 0,
+                consumed: count.consumers > 0,
+                paused: steering.pauses(partition),
+                cause: None,
+            })
+            .collect();
         assign(&mut partitions, &workers);
         let hot = shares(&workers);
-        let mut status = Status {
+        let mut status = Self {
             namespace: namespace.to_string(),
-            topology: *topology,
+            topology,
             partitions,
             workers,
-            inbox,
-            routed: routers > 0,
-            dead,
+            inbox: counts.inbox.ready,
+            routed: counts.inbox.consumers > 0,
+            dead: counts.dead.ready,
             hot,
             steering,
         };
@@ -206,16 +201,9 @@ impl Observer {
         for (partition, cause) in status.partitions.iter_mut().zip(causes) {
             partition.cause = cause;
         }
-        Ok(status)
+        status
     }
 
-    pub(crate) async fn close(self) {
-        close(&self.channel).await;
-        close_connection(self.connection).await;
-    }
-}
-
-impl Status {
     /// What is seen of every partition, in order: for a
     /// [`Watch`](crate::protocol::stall::Watch).
     pub fn looks(&self) -> impl Iterator<Item = Look> {

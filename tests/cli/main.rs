@@ -1,6 +1,13 @@
 //! keylane as a user runs it: the real binary, a real broker, right and wrong
 //! input.
 
+#[path = "../dashboard/http.rs"]
+#[allow(dead_code, reason = "no test binary uses all of it")]
+mod http;
+#[path = "../dashboard/served.rs"]
+#[allow(dead_code, reason = "no test binary uses all of it")]
+mod served;
+
 mod bad_days;
 mod bad_input;
 mod config;

@@ -8,6 +8,8 @@ use std::process::Child;
 
 use keylane::testing::Broker;
 
+use super::http::ask;
+use super::served::Served;
 use super::user::{Running, User};
 
 /// The commands that the manual gives, which this test tries.
@@ -313,6 +315,53 @@ async fn a_router_needs_what_is_documented() {
     });
     router.signal("TERM");
     assert_eq!(router.ends().code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dashboard_and_top_need_what_is_documented() {
+    let house = House::new().await;
+    let user = &house.user;
+    user.succeeds(&["init", "--partitions", "1"]);
+    let looks = [
+        (CONFIGURE, "control\\..+"),
+        (WRITE, "control"),
+        (WRITE, "inbox"),
+        (WRITE, "dead"),
+        (WRITE, "g1\\.p0"),
+        (READ, "topology"),
+        (READ, "journal"),
+        (READ, "control\\..+"),
+    ];
+    house.needs("top", &["top", "--once"], &looks).await;
+    let top = house.role("top").await;
+    user.succeeds(&["top", "--once", "--amqp-url", &top]);
+    // Whoever may read the dead letters may count them.
+    let looks = looks.map(|(kind, name)| if name == "dead" { (READ, name) } else { (kind, name) });
+    house.needs("dashboard", &["dashboard", "--listen", "127.0.0.1:0"], &looks).await;
+
+    user.file("one.ndjson", "{\"r\":\"a\"}\n");
+    user.succeeds(&["publish", "one.ndjson", "--resource", "/r"]);
+    let worker = user.starts(&["work", "--exec", "exit 1", "--attempts", "1"]);
+    user.waits_for("a dead letter", || user.status()["dead"] == 1);
+    worker.signal("TERM");
+    worker.ends();
+    let acts = |url: &str, what: &str| {
+        let served = Served::start(user, &["--amqp-url", url]);
+        let word = served.page_word();
+        let headers = [("x-keylane-page", word.as_str()), ("Content-Type", "application/json")];
+        let body = if what.starts_with("POST") { r#"{"all":true}"# } else { "" };
+        ask(&served.address, what, &headers, body)
+    };
+    // Counting them is not reading them.
+    let refused = acts(&top, "GET /api/dead");
+    assert!(refused.status == 403 && refused.body.contains("not permitted"), "{refused:?}");
+    let blind = house.limited("dashboard", &[(WRITE, "g1")]).await;
+    let refused = acts(&blind[0], "POST /api/dead/replay");
+    assert!(refused.body.contains(r#""done":0"#), "{refused:?}");
+    assert!(refused.body.contains("not permitted"), "{refused:?}");
+    let replayed = acts(&house.role("dashboard").await, "POST /api/dead/replay");
+    assert!(replayed.body.contains(r#""done":1"#), "{replayed:?}");
+    assert_eq!(user.status()["dead"], 0);
 }
 
 /// What a password looks like in a log, however it is written.
