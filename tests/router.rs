@@ -100,12 +100,9 @@ async fn what_would_mislead_the_broker_is_left_behind() {
 
     let (routing, shutdown) = router(broker, &connect, "router", 1, |_| {}).await;
     let partition = connect.namespace().partition(&topology, PartitionId::new(0));
-    let mut forwarded = Vec::new();
-    eventually("three tasks", async || {
-        forwarded.extend(take_all(&channel, &partition).await);
-        (forwarded.len() == 3).then_some(())
-    })
-    .await;
+    let forwarded = async || (ready(&channel, &partition).await == 3).then_some(());
+    eventually("three tasks", forwarded).await;
+    let forwarded = take_all(&channel, &partition).await;
     shutdown.cancel();
     soon("the router's end", routing).await.unwrap().unwrap();
 
@@ -144,12 +141,9 @@ async fn the_unusable_goes_to_the_dead_letters() {
     assert_eq!(letter.reason, "the header `resource` is missing: not a keylane task");
     assert_eq!((letter.by.as_deref(), letter.from.as_deref()), (Some("router"), Some(&*inbox)));
     let partition = connect.namespace().partition(&topology, PartitionId::new(0));
-    let mut forwarded = Vec::new();
-    eventually("the task behind it", async || {
-        forwarded.extend(take_all(&channel, &partition).await);
-        (!forwarded.is_empty()).then_some(())
-    })
-    .await;
+    let forwarded = async || (ready(&channel, &partition).await == 1).then_some(());
+    eventually("the task behind it", forwarded).await;
+    let forwarded = take_all(&channel, &partition).await;
     assert_eq!(forwarded[0].data, b"good");
     shutdown.cancel();
     soon("the router's end", routing).await.unwrap().unwrap();
@@ -173,12 +167,9 @@ async fn what_cannot_be_forwarded_waits_in_the_inbox() {
         .await;
 
     init(&connect, topology.partitions).await.unwrap();
-    let mut forwarded = Vec::new();
-    eventually("three tasks", async || {
-        forwarded.extend(take_all(&channel, &partition).await);
-        (forwarded.len() == 3).then_some(())
-    })
-    .await;
+    let forwarded = async || (ready(&channel, &partition).await == 3).then_some(());
+    eventually("three tasks", forwarded).await;
+    let forwarded = take_all(&channel, &partition).await;
     let payloads: Vec<_> = forwarded.iter().map(|message| message.data.as_slice()).collect();
     assert_eq!(payloads, [b"0", b"1", b"2"]);
     shutdown.cancel();

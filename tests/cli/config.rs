@@ -1,5 +1,7 @@
 //! Settings: the command line, the environment, a file, the defaults, in this order.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 

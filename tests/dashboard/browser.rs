@@ -14,10 +14,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use url::{ParseError, Url};
 
+use super::programs::program;
+
 /// Nothing that is waited for takes longer, on a slow machine under load.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-const MISSING: &str = "is missing: install it with `scripts/servers.sh chromium chromium-driver`";
 
 /// A browser with a profile of its own; gone when this is dropped.
 pub(crate) struct Browser {
@@ -60,19 +60,21 @@ impl Browser {
     pub(crate) async fn start() -> Self {
         let profile = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = Command::new("chromedriver")
+        let (chromium, driver) =
+            (program("chromium", "chromium"), program("chromedriver", "chromium-driver"));
+        let process = Command::new(driver)
             .arg(format!("--port={port}"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .unwrap_or_else(|error| panic!("chromedriver {MISSING} ({error})"));
+            .unwrap();
         let data = profile.path().display().to_string();
         let driver = Driver { process, _profile: profile };
         let options = json!({
             "browserName": "chrome",
             "goog:loggingPrefs": { "browser": "ALL" },
-            "goog:chromeOptions": { "args": [
+            "goog:chromeOptions": { "binary": chromium, "args": [
                 "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
                 "--window-size=1440,1000", "--force-device-scale-factor=1", "--hide-scrollbars",
                 format!("--user-data-dir={data}"),
@@ -88,7 +90,6 @@ impl Browser {
                 Ok(client) => break client,
                 Err(error) => {
                     let said = error.to_string();
-                    assert!(!said.contains("cannot find Chrome binary"), "chromium {MISSING}");
                     assert!(tokio::time::Instant::now() < deadline, "no browser: {said}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }

@@ -9,6 +9,9 @@ mod user;
 #[allow(dead_code, reason = "no test binary uses all of it")]
 mod screen;
 
+#[path = "../support/programs.rs"]
+mod programs;
+
 mod browser;
 mod guard;
 mod http;

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "no test binary uses all of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
+pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod stores;
 

@@ -5,10 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::eventually;
+pub(crate) use super::programs::program;
 
 /// A server that a test has started; killed with the test.
 pub(crate) struct Store {
@@ -30,25 +31,6 @@ impl Drop for Store {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A program in the search path, or where Debian has those of Postgres. One that is
-/// missing is installed, where that is possible.
-pub(crate) fn program(name: &str, package: &str) -> PathBuf {
-    find(name).unwrap_or_else(|| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers.sh");
-        let installed = Command::new(script).arg(package).status().unwrap();
-        assert!(installed.success(), "{name} is missing: apt-get install {package}");
-        find(name).unwrap_or_else(|| panic!("{package} has no {name}"))
-    })
-}
-
-fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<_> = std::env::split_paths(&path).collect();
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    folders.extend(versions.map(|version| version.path().join("bin")));
-    folders.iter().map(|folder| folder.join(name)).find(|file| file.exists())
 }
 
 /// Redis, empty.

@@ -100,8 +100,10 @@ impl JournalReader {
         if self.unacked >= CREDIT / 2 {
             let options = BasicAckOptions { multiple: true };
             let ack = self.channel.basic_ack(self.tag, options);
-            ack.await.doing(format!("read {}", self.stream))?;
+            // Whoever drops this half-way must not have it acked twice; the next ack covers
+            // it, if it was not sent.
             self.unacked = 0;
+            ack.await.doing(format!("read {}", self.stream))?;
         }
         let delivery = self.consumer.next().await.ok_or_else(|| Error::Broker {
             doing: format!("read {}", self.stream),
