@@ -18,7 +18,7 @@ use super::error::{Doing, Error};
 
 /// The broker removes a queue that was left behind, after so many milliseconds
 /// without a consumer.
-const EXPIRES_MS: i32 = 60_000;
+const EXPIRES_MS: i32 = 15_000;
 
 /// On all nodes: on fewer, its majority might not be one of the cluster.
 const ALL_NODES: i32 = 15;
