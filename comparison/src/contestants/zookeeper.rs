@@ -122,10 +122,13 @@ impl Slot {
         let mut session = self.session.write().await;
         if session.state().is_terminated() {
             worker.counters.operations.add(1);
-            *session = connect(&worker.plan).await?;
-        } else {
-            tokio::time::sleep(AGAIN).await;
+            // Whoever needs it tries again: a busy machine may take longer than the lease.
+            if let Ok(another) = connect(&worker.plan).await {
+                *session = another;
+                return Ok(());
+            }
         }
+        tokio::time::sleep(AGAIN).await;
         Ok(())
     }
 }
@@ -140,6 +143,8 @@ fn session_is_over(error: &Error) -> bool {
             | Error::ClientClosed
             | Error::Timeout
             | Error::NoHosts
+            // The server did not answer in time.
+            | Error::Custom(_)
     )
 }
 
