@@ -98,14 +98,7 @@ async fn acks_wait_for_records_and_work_goes_on_when_none_can_be_written() {
     // Three times a prefetch: without acks, not all of them could be executed.
     publish(&connect, tasks(&names(["a", "b", "c"]), 256)).await;
     let (record, gate) = (Record::default(), Gate::default());
-    let open = gate.clone();
-    let handler = record.handler("one", move |_| {
-        let gate = open.clone();
-        async move {
-            gate.passed().await;
-            Ok(())
-        }
-    });
+    let handler = record.gated("one", &gate);
     let mut through = Url::parse(&broker.amqp_url()).unwrap();
     let proxy = Proxy::to(through.port().unwrap()).await;
     through.set_port(Some(proxy.port)).unwrap();

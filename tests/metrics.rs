@@ -444,14 +444,7 @@ async fn a_journal_that_takes_no_records_shows() {
     let broker = Broker::start().await.unwrap();
     let (connect, _) = space(&broker, 1).await;
     let (record, gate) = (Record::default(), Gate::default());
-    let passed = gate.clone();
-    let handler = record.handler("w", move |_| {
-        let gate = passed.clone();
-        async move {
-            gate.passed().await;
-            Ok(())
-        }
-    });
+    let handler = record.gated("w", &gate);
     let metrics = Metrics::new();
     let scrape = || Scrape(metrics.render().unwrap());
     let options = WorkerOptions { metrics: Some(metrics.clone()), ..named("w") };

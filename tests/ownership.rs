@@ -222,14 +222,7 @@ async fn a_hand_over_is_told_from_a_loss(broker: &Broker) {
     let (connect, topology) = space(broker, 1).await;
     publish(&connect, tasks(&["r".to_owned()], 10)).await;
     let (record, gate) = (Record::default(), Gate::default());
-    let waiting = gate.clone();
-    let handler = record.handler("w", move |_| {
-        let gate = waiting.clone();
-        async move {
-            gate.passed().await;
-            Ok(())
-        }
-    });
+    let handler = record.gated("w", &gate);
     let worker = Worker::start(&connect, options("w"), handler);
     await_prefetched(&connect, 10).await;
     worker.shut_down();
@@ -359,14 +352,7 @@ async fn a_drained_worker_finishes_what_runs_and_no_more(broker: &Broker) {
     let resources = resources(&topology, 2).concat();
     let total = publish(&connect, tasks(&resources, FULL / 2)).await.len();
     let (record, gate) = (Record::default(), Gate::default());
-    let waiting = gate.clone();
-    let leaver = record.handler("leaver", move |_| {
-        let gate = waiting.clone();
-        async move {
-            gate.passed().await;
-            Ok(())
-        }
-    });
+    let leaver = record.gated("leaver", &gate);
     let leaver = Worker::start(&connect, options("leaver"), leaver);
     record.until("all lanes run", |runs| runs.len() == resources.len()).await;
     await_prefetched(&connect, 200).await;

@@ -132,14 +132,7 @@ async fn everything_can_be_paused_and_what_runs_finishes() {
     let (connect, topology) = space(broker(Version::V4_3).await, 2).await;
     let resources = resources(&topology, 1).concat();
     let (record, gate) = (Record::default(), Gate::default());
-    let waiting = gate.clone();
-    let handler = record.handler("w", move |_| {
-        let gate = waiting.clone();
-        async move {
-            gate.passed().await;
-            Ok(())
-        }
-    });
+    let handler = record.gated("w", &gate);
     let worker = Worker::start(&connect, named("w"), handler);
     publish(&connect, tasks(&resources, 3)).await;
     record.until("both run", |runs| runs.len() == 2).await;
@@ -340,14 +333,7 @@ async fn a_worker_is_drained_from_afar() {
     let (connect, topology) = space(broker(Version::V4_3).await, 2).await;
     let resources = resources(&topology, 1).concat();
     let (record, gate) = (Record::default(), Gate::default());
-    let waiting = gate.clone();
-    let handler = record.handler("leaver", move |_| {
-        let gate = waiting.clone();
-        async move {
-            gate.passed().await;
-            Ok(())
-        }
-    });
+    let handler = record.gated("leaver", &gate);
     let leaver = Worker::start(&connect, named("leaver"), handler);
     publish(&connect, tasks(&resources, 3)).await;
     record.until("both run", |runs| runs.len() == 2).await;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::connection::close;
-use super::error::{Doing, Error};
+use super::error::{Doing, Error, reply};
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::PartitionId;
@@ -213,6 +213,7 @@ impl HeldPartition {
 pub(crate) struct Control {
     channel: Channel,
     consumer: Consumer,
+    namespace: Namespace,
     exchange: String,
     own_queue: String,
 }
@@ -247,7 +248,7 @@ impl Control {
             .basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default())
             .await
             .doing(format!("listen to {exchange}"))?;
-        Ok(Self { channel, consumer, exchange, own_queue: queue })
+        Ok(Self { channel, consumer, namespace: namespace.clone(), exchange, own_queue: queue })
     }
 
     /// What is said next, and where an answer goes. `None` when the channel is
@@ -373,7 +374,11 @@ impl Control {
 
     /// Nothing says so at once when the broker refuses what was said.
     fn refused(&self, error: lapin::Error) -> Error {
-        Error::from_lapin(format!("speak on {}", self.exchange), error)
+        match reply(&error) {
+            // The exchange is as old as the namespace.
+            Some((404, _)) => Error::TopologyMissing { namespace: self.namespace.to_string() },
+            _ => Error::from_lapin(format!("speak on {}", self.exchange), error),
+        }
     }
 
     async fn publish(&self, exchange: &str, key: &str, body: &impl Serialize) -> Result<(), Error> {

@@ -4,6 +4,9 @@
 //! Everything here dies with the channel: no delivery is ever settled on
 //! another one, and no handler outlives it.
 
+mod acting;
+mod judging;
+
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -15,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
 
 use super::Execute;
-use super::attempt::{self, Caution, DEAD_LETTER_RETRY, Ended};
+use super::attempt::Ended;
 use super::counting::Counting;
 use super::held::HeldDelivery;
 use super::mint::Mint;
@@ -23,23 +26,15 @@ use super::owner::Outbid;
 use super::recording::Recording;
 use super::session::Session;
 use super::steered::View;
-use super::stints::Stint;
-use crate::handler::Attempt;
-use crate::protocol::crashes::{Suspicion, judge};
 use crate::protocol::fence::FencingToken;
 use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
-use crate::protocol::names::Namespace;
 use crate::protocol::partition::PartitionId;
 use crate::protocol::settlement::DeliveryTag;
-use crate::protocol::steering::Cancellation;
-use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
-use crate::rabbit::dead_letters::{Obituary, bury};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Lately;
-use crate::spans::AttemptSpans;
 
 /// Acks are sent when so many wait, however young they are: the broker gains
 /// nothing from more at once.
@@ -359,53 +354,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
         })
     }
 
-    async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
-        let tag = delivery.tag;
-        self.counting.delivered(delivery.redelivered);
-        let task = match delivery.task() {
-            Ok(task) => task,
-            Err(error) => {
-                let reason = error.to_string();
-                let held = HeldDelivery::new(delivery, None, Suspicion::None);
-                self.deliveries.insert(tag, held);
-                return self.apply(Input::Unusable { tag, resource: None, reason });
-            }
-        };
-        if delivery.orphaned && self.was_executed(&task).await {
-            self.counting.suppressed();
-            let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);
-            let partition = self.session.topology.partition_of(resource).number();
-            let worker = &self.session.shared.options.id;
-            tracing::info!(task = id, %resource, partition, %worker, "was executed already");
-            return self.apply(Input::Executed { tag });
-        }
-        let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
-        if let Some(reason) = self.cancelled(&id) {
-            let resource = Some(task.resource.clone());
-            let held = HeldDelivery::new(delivery, Some((id, task)), Suspicion::None);
-            self.deliveries.insert(tag, held);
-            return self.apply(Input::Unusable { tag, resource, reason });
-        }
-        let suspicion = self.suspicion(&id, delivery.losses).await;
-        let resource = task.resource.clone();
-        let losses = delivery.losses;
-        let task = Some((id, task));
-        self.deliveries.insert(tag, HeldDelivery::new(delivery, task, suspicion));
-        self.apply(match suspicion {
-            Suspicion::None | Suspicion::Claim | Suspicion::Alone => {
-                Input::Delivered { tag, resource }
-            }
-            Suspicion::Guilty => Input::Unusable {
-                tag,
-                resource: Some(resource),
-                reason: format!(
-                    "its worker was lost while executing it, the last time with nothing else \
-                     running ({losses} deliveries lost)"
-                ),
-            },
-        })
-    }
-
     /// Whether there are orders that the lanes do not know.
     fn is_steered(&self) -> bool {
         // Without a sender there are none; it lives as long as the session.
@@ -430,49 +378,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.apply(Input::Cancel { tag, reason })?;
         }
         Ok(())
-    }
-
-    /// By whose order this task is not to be started.
-    fn cancelled(&self, id: &TaskId) -> Option<String> {
-        let View { steering, .. } = &*self.view.borrow();
-        let now_ms = || self.session.shared.stints.now_us() / 1_000;
-        let cancelled = !steering.cancelled.is_empty();
-        cancelled.then(|| steering.cancellation(id, now_ms()).map(Cancellation::reason)).flatten()
-    }
-
-    /// Whether an earlier owner executed this task and was lost before its ack.
-    /// That was before the partition was ours, so it is looked up once.
-    async fn was_executed(&mut self, task: &Task) -> bool {
-        if self.executed.is_none() {
-            let owned_since = *self.owned_since.get_or_insert_with(Instant::now);
-            let partition = self.session.topology.partition_of(&task.resource);
-            self.executed = self.session.executed_before(owned_since, partition).await;
-        }
-        self.executed.as_ref().is_some_and(|lately| lately.contains(task))
-    }
-
-    /// Looks at the evidence, if the delivery was lost often enough to matter.
-    async fn suspicion(&mut self, id: &TaskId, losses: u32) -> Suspicion {
-        let max = self.session.shared.options.max_crashes;
-        if judge(max, losses, None) == Suspicion::None {
-            return Suspicion::None;
-        }
-        let Some(claims) = self.claims().await else { return Suspicion::None };
-        let evidence = claims.evidence(id);
-        judge(max, losses, evidence)
-    }
-
-    async fn claims(&mut self) -> Option<Arc<ClaimRegister>> {
-        if self.claims.is_none() {
-            let queue = Namespace::claims(self.queue);
-            match ClaimRegister::open(&self.session.side, queue).await {
-                Ok(register) => self.claims = Some(Arc::new(register)),
-                Err(error) => {
-                    tracing::warn!(queue = self.queue, %error, "cannot tell who kills workers");
-                }
-            }
-        }
-        self.claims.clone()
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), Error> {
@@ -571,89 +476,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let partition = self.session.topology.partition_of(&task.resource);
         let epoch = self.mint.token().map(FencingToken::epoch);
         held.record(outcome, partition, epoch, self.session.shared.stints.now_us())
-    }
-
-    fn start(&mut self, tag: DeliveryTag, number: u32) {
-        let held = self.deliveries.get_mut(&tag);
-        let Some((held, slot)) = held.zip(self.slot.take()) else { return };
-        let HeldDelivery { delivery, task: Some((id, task)), suspicion, .. } = held else { return };
-        let shared = Arc::clone(&self.session.shared);
-        let mut attempt = Attempt::new(id.clone(), task.clone());
-        attempt.number = number;
-        attempt.redelivered = delivery.redelivered;
-        attempt.partition = self.session.topology.partition_of(&task.resource);
-        attempt.timeout = shared.options.task_timeout;
-        if shared.options.fencing {
-            attempt.fencing = self.mint.source(tag);
-        }
-        self.counting.started(number);
-        let stint = Arc::<Stint>::default();
-        (held.attempt, held.stint) = (number, Arc::clone(&stint));
-        let caution = self.claims.clone().and_then(|register| {
-            let all = (Arc::clone(&shared.slots), shared.options.slots.max(1));
-            match suspicion {
-                Suspicion::Claim => Some(Caution { register, alone: None }),
-                Suspicion::Alone => Some(Caution { register, alone: Some(all) }),
-                Suspicion::None | Suspicion::Guilty => None,
-            }
-        });
-        let delivery = Arc::clone(delivery);
-        let spans =
-            AttemptSpans::begin(&shared.tracer, &mut attempt, self.queue, &shared.options.id);
-        let handle = self.running.spawn(async move {
-            let stint = (&shared.stints, stint);
-            let running = async {
-                match caution {
-                    Some(caution) => {
-                        caution.run(&shared.executor, attempt, delivery, stint, slot).await
-                    }
-                    None => {
-                        let ended = attempt::run(&shared.executor, attempt, delivery, stint).await;
-                        drop(slot);
-                        ended
-                    }
-                }
-            };
-            let ended = spans.around(running).await;
-            spans.end(&ended.outcome);
-            ended
-        });
-        self.running_tags.insert(handle.id(), tag);
-    }
-
-    /// Publishes a dead letter, however long that takes: the delivery stays
-    /// unsettled until it is confirmed.
-    fn dead_letter(&mut self, tag: DeliveryTag, attempts: u32, reason: String) {
-        let Some(held) = self.deliveries.get_mut(&tag) else { return };
-        held.obituary = Some(reason.clone());
-        let delivery = Arc::clone(&held.delivery);
-        let session = Arc::clone(&self.session);
-        let obituary = Obituary {
-            reason,
-            attempts,
-            by: session.shared.options.id.to_string(),
-            from: self.queue.to_owned(),
-        };
-        let resource = held.task.as_ref().map(|(_, task)| &task.resource);
-        tracing::error!(
-            task = held.task.as_ref().map(|(id, _)| tracing::field::display(id)),
-            resource = resource.map(tracing::field::display),
-            partition = resource.map(|r| self.session.topology.partition_of(r).number()),
-            epoch = self.mint.token().map(|token| token.epoch().get()),
-            worker = obituary.by,
-            queue = self.queue,
-            reason = obituary.reason,
-            "to the dead letters"
-        );
-        self.dead_letters.spawn(async move {
-            let Session { publisher, dead, .. } = session.as_ref();
-            let (properties, payload) = (&delivery.properties, &delivery.payload);
-            while let Err(error) = bury(publisher, dead, properties, payload, &obituary).await {
-                tracing::error!(%error, "a dead letter could not be published, trying again");
-                tokio::time::sleep(DEAD_LETTER_RETRY).await;
-            }
-            tag
-        });
     }
 
     /// What ran to the last has no end of its own.

@@ -29,6 +29,15 @@ async fn a_namespace_that_was_never_set_up_is_named_with_the_way_out() {
         &["work", "--exec", "true"],
         &["route"],
         &["dead", "list"],
+        &["task", "id"],
+        &["history", "--resource", "r"],
+        &["verify"],
+        &["cancel", "id"],
+        &["pause", "--all"],
+        &["drain", "worker"],
+        &["watch"],
+        &["top", "--once"],
+        &["dashboard", "--listen", "127.0.0.1:0"],
     ] {
         user.fails(1, args, &words);
     }

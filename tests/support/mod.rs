@@ -343,6 +343,18 @@ impl Record {
         })
     }
 
+    /// One whose tasks wait at the gate.
+    pub(crate) fn gated(&self, name: &str, gate: &Gate) -> impl Handler + use<> {
+        let gate = gate.clone();
+        self.handler(name, move |_| {
+            let gate = gate.clone();
+            async move {
+                gate.passed().await;
+                Ok(())
+            }
+        })
+    }
+
     fn start(&self, worker: &str, attempt: &Attempt) -> Entry {
         let resource = attempt.task.resource.to_string();
         let sequence = std::str::from_utf8(&attempt.task.payload).unwrap().parse().unwrap();

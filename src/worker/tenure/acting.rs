@@ -1,0 +1,101 @@
+//! What the lanes ask for: an attempt, a dead letter.
+
+use std::sync::Arc;
+
+use super::Tenure;
+use crate::handler::Attempt;
+use crate::protocol::crashes::Suspicion;
+use crate::protocol::settlement::DeliveryTag;
+use crate::rabbit::dead_letters::{Obituary, bury};
+use crate::spans::AttemptSpans;
+use crate::worker::Execute;
+use crate::worker::attempt::{self, Caution, DEAD_LETTER_RETRY};
+use crate::worker::held::HeldDelivery;
+use crate::worker::session::Session;
+use crate::worker::stints::Stint;
+
+impl<E: Execute> Tenure<'_, E> {
+    /// Has an attempt run, in the slot that is free.
+    pub(super) fn start(&mut self, tag: DeliveryTag, number: u32) {
+        let held = self.deliveries.get_mut(&tag);
+        let Some((held, slot)) = held.zip(self.slot.take()) else { return };
+        let HeldDelivery { delivery, task: Some((id, task)), suspicion, .. } = held else { return };
+        let shared = Arc::clone(&self.session.shared);
+        let mut attempt = Attempt::new(id.clone(), task.clone());
+        attempt.number = number;
+        attempt.redelivered = delivery.redelivered;
+        attempt.partition = self.session.topology.partition_of(&task.resource);
+        attempt.timeout = shared.options.task_timeout;
+        if shared.options.fencing {
+            attempt.fencing = self.mint.source(tag);
+        }
+        self.counting.started(number);
+        let stint = Arc::<Stint>::default();
+        (held.attempt, held.stint) = (number, Arc::clone(&stint));
+        let caution = self.claims.clone().and_then(|register| {
+            let all = (Arc::clone(&shared.slots), shared.options.slots.max(1));
+            match suspicion {
+                Suspicion::Claim => Some(Caution { register, alone: None }),
+                Suspicion::Alone => Some(Caution { register, alone: Some(all) }),
+                Suspicion::None | Suspicion::Guilty => None,
+            }
+        });
+        let delivery = Arc::clone(delivery);
+        let spans =
+            AttemptSpans::begin(&shared.tracer, &mut attempt, self.queue, &shared.options.id);
+        let handle = self.running.spawn(async move {
+            let stint = (&shared.stints, stint);
+            let running = async {
+                match caution {
+                    Some(caution) => {
+                        caution.run(&shared.executor, attempt, delivery, stint, slot).await
+                    }
+                    None => {
+                        let ended = attempt::run(&shared.executor, attempt, delivery, stint).await;
+                        drop(slot);
+                        ended
+                    }
+                }
+            };
+            let ended = spans.around(running).await;
+            spans.end(&ended.outcome);
+            ended
+        });
+        self.running_tags.insert(handle.id(), tag);
+    }
+
+    /// Publishes a dead letter, however long that takes: the delivery stays
+    /// unsettled until it is confirmed.
+    pub(super) fn dead_letter(&mut self, tag: DeliveryTag, attempts: u32, reason: String) {
+        let Some(held) = self.deliveries.get_mut(&tag) else { return };
+        held.obituary = Some(reason.clone());
+        let delivery = Arc::clone(&held.delivery);
+        let session = Arc::clone(&self.session);
+        let obituary = Obituary {
+            reason,
+            attempts,
+            by: session.shared.options.id.to_string(),
+            from: self.queue.to_owned(),
+        };
+        let resource = held.task.as_ref().map(|(_, task)| &task.resource);
+        tracing::error!(
+            task = held.task.as_ref().map(|(id, _)| tracing::field::display(id)),
+            resource = resource.map(tracing::field::display),
+            partition = resource.map(|r| self.session.topology.partition_of(r).number()),
+            epoch = self.mint.token().map(|token| token.epoch().get()),
+            worker = obituary.by,
+            queue = self.queue,
+            reason = obituary.reason,
+            "to the dead letters"
+        );
+        self.dead_letters.spawn(async move {
+            let Session { publisher, dead, .. } = session.as_ref();
+            let (properties, payload) = (&delivery.properties, &delivery.payload);
+            while let Err(error) = bury(publisher, dead, properties, payload, &obituary).await {
+                tracing::error!(%error, "a dead letter could not be published, trying again");
+                tokio::time::sleep(DEAD_LETTER_RETRY).await;
+            }
+            tag
+        });
+    }
+}

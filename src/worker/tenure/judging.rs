@@ -1,0 +1,112 @@
+//! What becomes of a delivery before it may run: is it a task, was it executed by an
+//! earlier owner, is it cancelled, did it kill its workers?
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Tenure;
+use crate::protocol::crashes::{Suspicion, judge};
+use crate::protocol::lanes::Input;
+use crate::protocol::names::Namespace;
+use crate::protocol::steering::Cancellation;
+use crate::protocol::task::{Task, TaskId};
+use crate::rabbit::claims::ClaimRegister;
+use crate::rabbit::consumer::Delivery;
+use crate::rabbit::error::Error;
+use crate::worker::Execute;
+use crate::worker::held::HeldDelivery;
+use crate::worker::steered::View;
+
+impl<E: Execute> Tenure<'_, E> {
+    /// Takes a delivery in, and tells the lanes what it is.
+    pub(super) async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
+        let tag = delivery.tag;
+        self.counting.delivered(delivery.redelivered);
+        let task = match delivery.task() {
+            Ok(task) => task,
+            Err(error) => {
+                let reason = error.to_string();
+                let held = HeldDelivery::new(delivery, None, Suspicion::None);
+                self.deliveries.insert(tag, held);
+                return self.apply(Input::Unusable { tag, resource: None, reason });
+            }
+        };
+        if delivery.orphaned && self.was_executed(&task).await {
+            self.counting.suppressed();
+            let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);
+            let partition = self.session.topology.partition_of(resource).number();
+            let worker = &self.session.shared.options.id;
+            tracing::info!(task = id, %resource, partition, %worker, "was executed already");
+            return self.apply(Input::Executed { tag });
+        }
+        let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
+        if let Some(reason) = self.cancelled(&id) {
+            let resource = Some(task.resource.clone());
+            let held = HeldDelivery::new(delivery, Some((id, task)), Suspicion::None);
+            self.deliveries.insert(tag, held);
+            return self.apply(Input::Unusable { tag, resource, reason });
+        }
+        let suspicion = self.suspicion(&id, delivery.losses).await;
+        let resource = task.resource.clone();
+        let losses = delivery.losses;
+        let task = Some((id, task));
+        self.deliveries.insert(tag, HeldDelivery::new(delivery, task, suspicion));
+        self.apply(match suspicion {
+            Suspicion::None | Suspicion::Claim | Suspicion::Alone => {
+                Input::Delivered { tag, resource }
+            }
+            Suspicion::Guilty => Input::Unusable {
+                tag,
+                resource: Some(resource),
+                reason: format!(
+                    "its worker was lost while executing it, the last time with nothing else \
+                     running ({losses} deliveries lost)"
+                ),
+            },
+        })
+    }
+
+    /// By whose order this task is not to be started.
+    fn cancelled(&self, id: &TaskId) -> Option<String> {
+        let View { steering, .. } = &*self.view.borrow();
+        let now_ms = || self.session.shared.stints.now_us() / 1_000;
+        let cancelled = !steering.cancelled.is_empty();
+        cancelled.then(|| steering.cancellation(id, now_ms()).map(Cancellation::reason)).flatten()
+    }
+
+    /// Whether an earlier owner executed this task and was lost before its ack.
+    /// That was before the partition was ours, so it is looked up once.
+    async fn was_executed(&mut self, task: &Task) -> bool {
+        if self.executed.is_none() {
+            let owned_since = *self.owned_since.get_or_insert_with(Instant::now);
+            let partition = self.session.topology.partition_of(&task.resource);
+            self.executed = self.session.executed_before(owned_since, partition).await;
+        }
+        self.executed.as_ref().is_some_and(|lately| lately.contains(task))
+    }
+
+    /// Looks at the evidence, if the delivery was lost often enough to matter.
+    async fn suspicion(&mut self, id: &TaskId, losses: u32) -> Suspicion {
+        let max = self.session.shared.options.max_crashes;
+        if judge(max, losses, None) == Suspicion::None {
+            return Suspicion::None;
+        }
+        let Some(claims) = self.claims().await else { return Suspicion::None };
+        let evidence = claims.evidence(id);
+        judge(max, losses, evidence)
+    }
+
+    async fn claims(&mut self) -> Option<Arc<ClaimRegister>> {
+        if self.claims.is_none() {
+            let queue = Namespace::claims(self.queue);
+            match ClaimRegister::open(&self.session.side, queue).await {
+                Ok(register) => self.claims = Some(Arc::new(register)),
+                Err(error) => {
+                    tracing::warn!(queue = self.queue, %error, "cannot tell who kills workers");
+                }
+            }
+        }
+        self.claims.clone()
+    }
+}
