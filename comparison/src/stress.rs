@@ -19,8 +19,9 @@ use crate::worker::{Tally, Told};
 /// Tasks of a stress run, all on the hot resource.
 const TASKS: u32 = 60;
 
-/// Which of them is the trap: late enough that all workers are busy by then, early enough that
-/// many tasks wait behind it.
+/// Which of them is the trap: late enough that all workers have seen some, early enough that
+/// many come behind it. These are published when somebody has stepped on it, since a pattern
+/// without order may otherwise come to it last, and then there is nothing to take over.
 const TRAP: u32 = 10;
 
 /// How long the trap's handler takes by itself: time to find and hit its process, and well
@@ -113,8 +114,11 @@ pub async fn run(
     let mut moved_ms = None;
     match stress {
         Stress::Kill | Stress::Pause | Stress::PauseFenced => {
-            contestant.publish(&plan, &mut jobs).await.context("cannot publish")?;
-            moved_ms = hit(&mut fleet, &mut record, stress).await?;
+            let (before, behind) = jobs.split_at_mut(TRAP as usize + 1);
+            contestant.publish(&plan, before).await.context("cannot publish")?;
+            let hit = hit(&mut fleet, &mut record, stress).await?;
+            contestant.publish(&plan, behind).await.context("cannot publish")?;
+            moved_ms = taken_over(&mut fleet, &mut record, stress, hit).await?;
         }
         Stress::Opposite => {
             // The two that meet have the locks to themselves first.
@@ -155,12 +159,15 @@ fn jobs(stress: Stress) -> Vec<Job> {
     (0..TASKS).map(job).collect()
 }
 
-/// Kills or pauses whoever steps on the trap, and waits until the resource has moved.
-async fn hit(
-    fleet: &mut Fleet,
-    record: &mut Record,
-    stress: Stress,
-) -> anyhow::Result<Option<f64>> {
+/// Who was killed or paused, and when.
+#[derive(Debug, Clone, Copy)]
+struct Hit {
+    victim: u32,
+    at_us: u64,
+}
+
+/// Kills or pauses whoever steps on the trap.
+async fn hit(fleet: &mut Fleet, record: &mut Record, stress: Stress) -> anyhow::Result<Hit> {
     let victim = loop {
         let told = fleet.next(Instant::now() + PATIENCE).await?;
         let (worker, told) = told.context("nobody steps on the trap")?;
@@ -169,26 +176,37 @@ async fn hit(
             break worker;
         }
     };
-    let hit_us = now_us();
+    let at_us = now_us();
     if stress == Stress::Kill {
         fleet.kill(victim)?;
     } else {
         fleet.pause(victim)?;
     }
+    Ok(Hit { victim, at_us })
+}
+
+/// Waits until others execute tasks of the resource, and lets a paused holder go on. The time
+/// until the first of them started, in milliseconds.
+async fn taken_over(
+    fleet: &mut Fleet,
+    record: &mut Record,
+    stress: Stress,
+    hit: Hit,
+) -> anyhow::Result<Option<f64>> {
     let (mut moved_ms, mut overtaken) = (None, 0);
     let enough = if stress == Stress::Kill { 1 } else { OVERTAKEN_BY };
-    while overtaken < enough && since(hit_us) < PATIENCE {
-        let left = PATIENCE.saturating_sub(since(hit_us));
+    while overtaken < enough && since(hit.at_us) < PATIENCE {
+        let left = PATIENCE.saturating_sub(since(hit.at_us));
         let Some((worker, told)) = fleet.next(Instant::now() + left).await? else { break };
         record.note(&told);
         let Told::Executed { start_us, .. } = told else { continue };
-        if worker != victim && start_us >= hit_us {
-            moved_ms.get_or_insert((start_us - hit_us) as f64 / 1e3);
+        if worker != hit.victim && start_us >= hit.at_us {
+            moved_ms.get_or_insert((start_us - hit.at_us) as f64 / 1e3);
             overtaken += 1;
         }
     }
     if stress != Stress::Kill {
-        fleet.resume(victim)?;
+        fleet.resume(hit.victim)?;
     }
     Ok(moved_ms)
 }
