@@ -77,6 +77,7 @@ fn properties() -> impl Strategy<Value = BasicProperties> {
         "traceparent",
         "tracestate",
         "timestamp_in_ms",
+        "republished",
         "x-delivery-count",
         "x-acquired-count",
         "CC",
@@ -92,8 +93,10 @@ fn properties() -> impl Strategy<Value = BasicProperties> {
     let resource = prop::option::weighted(0.7, "\\PC{1,20}");
     let short = || prop::option::of("\\PC{0,60}".prop_map(ShortString::from));
     let times = prop::option::of(prop_oneof![any::<u64>(), 0..2_000_000_000_u64]);
-    let parts = (headers, resource, short(), short(), short(), times);
-    parts.prop_map(|(headers, resource, id, kind, content_type, timestamp)| {
+    let origin = prop_oneof!["keylane/\\PC{0,40}/[0-9]{1,3}", "\\PC{0,60}"];
+    let origin = prop::option::of(origin.prop_map(ShortString::from));
+    let parts = (headers, resource, short(), short(), short(), origin, times);
+    parts.prop_map(|(headers, resource, id, kind, content_type, origin, timestamp)| {
         let mut table = FieldTable::default();
         for (name, value) in headers {
             table.insert(name.into(), value);
@@ -104,6 +107,9 @@ fn properties() -> impl Strategy<Value = BasicProperties> {
         let mut properties = BasicProperties::default().with_headers(table);
         if let Some(id) = id {
             properties = properties.with_message_id(id);
+        }
+        if let Some(origin) = origin {
+            properties = properties.with_app_id(origin);
         }
         if let Some(kind) = kind {
             properties = properties.with_type(kind);

@@ -55,12 +55,14 @@ class Producer:
         if not 1 <= len(resource.encode()) <= 1024:
             raise ValueError("a resource has 1 to 1,024 bytes of UTF-8")
         id = id or str(uuid.uuid4())
-        headers = {"resource": resource, "producer": self.name, "sequence": self.sequence}
+        headers = {"resource": resource}
+        app_id = f"keylane/{self.name}/{self.sequence}"
         self.sequence += 1
         while True:
             properties = pika.BasicProperties(
                 message_id=id,
                 type=kind,
+                app_id=app_id,
                 delivery_mode=pika.DeliveryMode.Persistent.value,
                 timestamp=int(time.time()),
                 headers=headers,

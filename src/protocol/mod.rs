@@ -2,6 +2,7 @@
 //! environment. Everything a proof needs, and nothing else.
 
 pub mod crashes;
+pub mod envelope;
 pub mod fence;
 pub mod heavy_hitters;
 pub mod history;

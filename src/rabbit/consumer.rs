@@ -21,9 +21,10 @@ use super::connection::{arguments, close};
 use super::envelope;
 use super::epoch::{self, Minted};
 use super::error::{Doing, Error, reply};
+use crate::protocol::envelope::EnvelopeError;
 use crate::protocol::ownership::{Priority, WorkerId};
 use crate::protocol::settlement::{Ack, DeliveryTag};
-use crate::protocol::task::{EnvelopeError, Task};
+use crate::protocol::task::Task;
 
 /// One hand-off by the broker.
 #[derive(Debug)]

@@ -20,10 +20,11 @@ use super::error::{Doing, Error};
 use super::publisher::{PublishError, Publisher, Route};
 use super::steering::order;
 use super::topology;
+use crate::protocol::envelope::{EnvelopeError, RESOURCE_HEADER};
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
 use crate::protocol::steering::{CANCELLED_BY, Change};
-use crate::protocol::task::{EnvelopeError, RESOURCE_HEADER, Task, TaskId};
+use crate::protocol::task::{Task, TaskId};
 
 const REASON: &str = "x-keylane-reason";
 const ATTEMPTS: &str = "x-keylane-attempts";

@@ -6,10 +6,11 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
-use crate::protocol::task::{
-    Envelope, Header, Origin, PRODUCER_HEADER, REPUBLISHED_HEADER, RESOURCE_HEADER,
-    SEQUENCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER, TRACESTATE_HEADER, Task, TaskId,
+use crate::protocol::envelope::{
+    Envelope, Header, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER,
+    TRACESTATE_HEADER,
 };
+use crate::protocol::task::{Origin, Task, TaskId};
 use crate::protocol::trace_context::TraceContext;
 
 /// AMQP's number for a message that survives a restart of the broker.
@@ -20,8 +21,8 @@ pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 /// How often it was handed out and came back, since RabbitMQ 4.3.
 pub(super) const ACQUIRED_COUNT: &str = "x-acquired-count";
 
-/// The properties of a task's message, from this origin. `None` if the kind or the content type
-/// is longer than AMQP's 255 bytes.
+/// The properties of a task's message, from this origin. `None` if the kind, the content type
+/// or the origin is longer than AMQP's 255 bytes.
 pub(crate) fn properties(
     task: &Task,
     id: &TaskId,
@@ -33,20 +34,23 @@ pub(crate) fn properties(
     if let Some(context) = &task.trace_context {
         add_trace_context(&mut headers, context);
     }
-    headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(now_ms()));
-    if let Some(origin) = origin {
-        let sequence = i64::try_from(origin.sequence).unwrap_or(i64::MAX);
-        headers.insert(PRODUCER_HEADER.into(), text(&origin.producer));
-        headers.insert(SEQUENCE_HEADER.into(), AMQPValue::LongLongInt(sequence));
-        if origin.republished {
-            headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
-        }
+    let now_ms = now_ms();
+    // An id that was made just now says so itself.
+    let made_ms_ago = id.made_at_ms().map(|made_ms| now_ms.abs_diff(made_ms.cast_signed()));
+    if made_ms_ago.is_none_or(|ago| ago > 1) {
+        headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(now_ms));
+    }
+    if origin.is_some_and(|origin| origin.republished) {
+        headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
     }
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id.as_str().into())
-        .with_timestamp(now_s())
+        .with_timestamp(seconds(now_ms))
         .with_headers(headers);
+    if let Some(origin) = origin {
+        properties = properties.with_app_id(ShortString::try_new(origin.to_string()).ok()?);
+    }
     if let Some(kind) = &task.kind {
         properties = properties.with_type(ShortString::try_new(kind.as_str()).ok()?);
     }
@@ -81,15 +85,20 @@ pub(crate) fn forwarded(
     if let Some(context) = context {
         add_trace_context(&mut headers, context);
     }
-    if properties.timestamp().is_none() && !headers.inner().contains_key(TIMESTAMP_MS_HEADER) {
-        headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(now_ms()));
+    // An id that is made here says nothing of when the task was published.
+    let is_dated = properties.timestamp().is_some() && properties.message_id().is_some();
+    if !is_dated && !headers.inner().contains_key(TIMESTAMP_MS_HEADER) {
+        let told_ms =
+            properties.timestamp().and_then(|s| i64::try_from(s).ok()?.checked_mul(1_000));
+        let published_ms = AMQPValue::LongLongInt(told_ms.unwrap_or_else(now_ms));
+        headers.insert(TIMESTAMP_MS_HEADER.into(), published_ms);
     }
     let id = properties.message_id().clone();
     let id = id.unwrap_or_else(|| Uuid::now_v7().hyphenated().to_string().into());
     kept(properties)
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id)
-        .with_timestamp(properties.timestamp().unwrap_or_else(now_s))
+        .with_timestamp(properties.timestamp().unwrap_or_else(|| seconds(now_ms())))
         .with_headers(headers)
 }
 
@@ -125,8 +134,8 @@ fn add_trace_context(headers: &mut FieldTable, context: &TraceContext) {
     }
 }
 
-fn now_s() -> u64 {
-    now_ms().cast_unsigned() / 1_000
+fn seconds(ms: i64) -> u64 {
+    ms.cast_unsigned() / 1_000
 }
 
 fn now_ms() -> i64 {
@@ -140,13 +149,12 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
         message_id: properties.message_id().as_ref().map(ShortString::as_str),
         kind: properties.kind().as_ref().map(ShortString::as_str),
         content_type: properties.content_type().as_ref().map(ShortString::as_str),
+        app_id: properties.app_id().as_ref().map(ShortString::as_str),
         timestamp: *properties.timestamp(),
         resource: header(properties, RESOURCE_HEADER).map(untrusted),
         timestamp_ms: number(properties, TIMESTAMP_MS_HEADER),
         traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
         tracestate: header(properties, TRACESTATE_HEADER).map(untrusted),
-        producer: header(properties, PRODUCER_HEADER).map(untrusted),
-        sequence: number(properties, SEQUENCE_HEADER),
         republished: header(properties, REPUBLISHED_HEADER) == Some(&AMQPValue::Boolean(true)),
     }
 }
@@ -250,7 +258,8 @@ pub(crate) mod fuzz {
     use lapin::protocol::basic::parse_properties;
 
     use super::{envelope as read, forwarded, losses, properties, redelivered};
-    use crate::protocol::task::{EnvelopeError, Task, TaskId};
+    use crate::protocol::envelope::EnvelopeError;
+    use crate::protocol::task::{Task, TaskId};
 
     /// A message: its properties as they come over the wire, then its payload.
     pub fn envelope(bytes: &[u8]) {

@@ -320,7 +320,9 @@ impl Publisher {
     ) -> Result<Sent, PublishError> {
         let properties =
             envelope::properties(task, id, origin).ok_or_else(|| PublishError::Invalid {
-                reason: format!("task {id}: its kind or content type has more than 255 bytes"),
+                reason: format!(
+                    "task {id}: its kind, content type or origin has more than 255 bytes"
+                ),
             })?;
         self.send(route, properties, task.payload.clone(), only_on).await
     }
