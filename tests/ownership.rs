@@ -25,7 +25,7 @@ use url::Url;
 use support::proxy::Proxy;
 use support::{
     End, Gate, Record, Run, Worker, amqp, await_consumers, broker, cut_connections, eventually,
-    named, publish, rabbitmqctl, resources, soon, space, tasks,
+    named, publish, resources, restart_server, soon, space, task, tasks,
 };
 
 macro_rules! on_both_versions {
@@ -47,6 +47,7 @@ on_both_versions! {
     a_newcomer_takes_over_what_it_wins_and_soon
     what_was_handed_over_comes_back
     a_drained_worker_finishes_what_runs_and_no_more
+    a_drained_worker_begins_nothing_in_an_idle_partition
     a_dropped_worker_is_replaced
     a_dropped_worker_leaves_no_ghost
     a_cut_connection_aborts_what_runs
@@ -225,9 +226,9 @@ async fn a_hand_over_is_told_from_a_loss(broker: &Broker) {
     let handler = record.gated("w", &gate);
     let worker = Worker::start(&connect, options("w"), handler);
     await_prefetched(&connect, 10).await;
-    worker.shut_down();
+    worker.shut_down().await;
     gate.open();
-    worker.ended().await;
+    assert_eq!(worker.ended().await.executed, 1, "what ran, and no more");
 
     let queue = connect.namespace().partition(&topology, PartitionId::new(0));
     let (connection, channel) = amqp(broker).await;
@@ -362,9 +363,7 @@ async fn a_drained_worker_finishes_what_runs_and_no_more(broker: &Broker) {
     heir.weight = Weight::new(0.001).unwrap();
     let heir = Worker::start(&connect, heir, record.handler("heir", async |_| Ok(())));
     await_consumers(broker, &connect, ".g1.p", 2).await;
-    leaver.shut_down();
-    // It is heard at once, but by other threads than this one.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    leaver.shut_down().await;
     // The heir cannot have any before the leaver's are settled.
     gate.open();
     let summary = leaver.ended().await;
@@ -373,6 +372,40 @@ async fn a_drained_worker_finishes_what_runs_and_no_more(broker: &Broker) {
     record.until_executed(total).await;
     record.assert_once();
     assert_eq!(heir.drain().await.executed, (total - resources.len()) as u64);
+}
+
+/// One that it owns like the others, and holds nothing of when it is told to end.
+async fn a_drained_worker_begins_nothing_in_an_idle_partition(broker: &Broker) {
+    let (connect, topology) = space(broker, 2).await;
+    let [one, other] = &resources(&topology, 1)[..] else { panic!("two partitions") };
+    let (busy, idle) = (one[0].clone(), other[0].clone());
+    let (record, gate) = (Record::default(), Gate::default());
+    let (waiting, waits) = (gate.clone(), busy.clone());
+    let leaver = record.handler("leaver", move |attempt| {
+        let (gate, waits) = (waiting.clone(), attempt.task.resource.as_str() == waits);
+        async move {
+            if waits {
+                gate.passed().await;
+            }
+            Ok(())
+        }
+    });
+    let leaver = Worker::start(&connect, options("leaver"), leaver);
+    publish(&connect, [task(&busy, 0), task(&idle, 0)]).await;
+    eventually("one runs, of the other is nothing left", async || {
+        let held: u32 =
+            status(&connect).await.unwrap().partitions.iter().map(|p| p.unsettled).sum();
+        (record.runs().len() == 2 && held == 1).then_some(())
+    })
+    .await;
+    tokio::join!(leaver.shut_down(), publish(&connect, [task(&idle, 1)]));
+    gate.open();
+    assert_eq!(leaver.ended().await.executed, 2, "what had begun before");
+
+    let heir = Worker::start(&connect, options("heir"), record.handler("heir", async |_| Ok(())));
+    record.until_executed(3).await;
+    record.assert_once();
+    heir.drain().await;
 }
 
 /// Drops a worker in the midst of a task of each resource, while it is being
@@ -509,12 +542,7 @@ async fn a_ghost_is_seen_and_cured(broker: &Broker) {
     .await;
     assert_eq!(record.runs().len(), executed);
     let queue = connect.namespace().partition(&topology, PartitionId::new(0));
-    let cure = format!(
-        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
-        P = amqqueue:get_pid(Q), ra:stop_server(quorum_queues, P),
-        ra:restart_server(quorum_queues, P)."
-    );
-    rabbitmqctl(broker, &["eval", &cure]).await;
+    restart_server(broker, &queue).await;
     record.until_executed(all).await;
     record.assert_exclusive_and_in_order();
     modest.drain().await;

@@ -20,7 +20,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use support::{
     Gate, Record, Worker, amqp, await_consumers, broker, count, cut_connections, eventually, named,
-    publish, rabbitmqctl, resources, soon, space, task, tasks,
+    publish, resources, restart_server, set_consumer_timeout, soon, space, task, tasks,
 };
 
 /// Looks until something is told, and gives it.
@@ -131,6 +131,43 @@ async fn consume(channel: &Channel, queue: &str, priority: i32) -> lapin::Consum
     channel.basic_consume(queue.into(), "".into(), options, arguments).await.unwrap()
 }
 
+/// RabbitMQ's issue 17317: when every consumer has held something for longer than the consumer
+/// timeout, the queue hands out nothing any more. (The report says of 4.3.0 to 4.3.5 that the
+/// consumers stay, and are passed over; 4.3.6 has none left.) Consumers that come anew are the
+/// cure, which is what workers do by themselves: `a_pause_that_outlasts_the_consumer_timeout_
+/// loses_nothing`, among the tests of steering.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_whose_consumers_have_all_timed_out_goes_on_with_a_new_one() {
+    let broker = broker(Version::V4_3).await;
+    let (connect, topology) = space(broker, 1).await;
+    let timeout = Duration::from_secs(5);
+    set_consumer_timeout(broker, &connect, &topology, PartitionId::new(0), timeout).await;
+    publish(&connect, tasks(&["a".to_owned()], 10)).await;
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    let (connection, channel) = amqp(broker).await;
+    let standby = connection.create_channel().await.unwrap();
+    let consumers = [consume(&channel, &queue, 2).await, consume(&standby, &queue, 1).await];
+    for mut consumer in consumers.clone() {
+        let mut held = 0;
+        while let Some(delivery) = soon("the end of its time", consumer.next()).await {
+            delivery.unwrap();
+            held += 1;
+        }
+        assert_eq!(held, 5, "its window");
+    }
+    let cause = Looks::new(&connect).stalled().await;
+    assert!(matches!(cause, Cause::NotConsumed | Cause::NotHandedOut), "{cause:?}");
+    assert!(channel.status().connected() && standby.status().connected());
+
+    let record = Record::default();
+    let worker = Worker::start(&connect, named("w"), record.handler("w", async |_| Ok(())));
+    record.until_executed(10).await;
+    record.assert_once();
+    worker.drain().await;
+    drop(consumers);
+    connection.close(200, "done".into()).await.unwrap();
+}
+
 /// A worker that is killed while it is being replaced leaves its consumer behind on
 /// 4.3; when the other one has left, that is the active one.
 async fn make_a_ghost(broker: &Broker, connect: &Connect, record: &Record, all: &[String]) {
@@ -188,15 +225,10 @@ async fn a_ghost_is_named_and_no_consumer_cures_it() {
     connection.close(200, "done".into()).await.unwrap();
     assert_eq!(record.runs().len(), executed, "there is a cure now: see ARCHITECTURE.md");
 
-    let cure = format!(
-        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
-        P = amqqueue:get_pid(Q), ra:stop_server(quorum_queues, P),
-        ra:restart_server(quorum_queues, P)."
-    );
     // Once more if need be: that consumer has had the ghost replaced, so that its end
     // leaves it behind again.
     for _ in 0..3 {
-        rabbitmqctl(broker, &["eval", &cure]).await;
+        restart_server(broker, &queue).await;
         let cured = record.until_executed(resources.len() * 20);
         if tokio::time::timeout(Duration::from_secs(10), cured).await.is_ok() {
             break;

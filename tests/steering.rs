@@ -15,12 +15,11 @@ use keylane::{
     reinstate, resume, status, steering, verify,
 };
 use lapin::BasicProperties;
-use lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::QueueDeleteOptions;
 
 use support::{
     Gate, Record, Worker, amqp, await_dead_letters, broker, count, eventually, named, publish, put,
-    resources, soon, space, task, tasks,
+    resources, set_consumer_timeout, soon, space, task, tasks,
 };
 
 const BY: &str = "anna@ops";
@@ -394,26 +393,8 @@ async fn a_window_full_of_paused_tasks_holds_up_the_others_and_is_named() {
 async fn a_pause_that_outlasts_the_consumer_timeout_loses_nothing() {
     let broker = broker(Version::V4_3).await;
     let (connect, topology) = space(broker, 1).await;
-    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
-    let (connection, channel) = amqp(broker).await;
-    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
-    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
-    arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(5_000));
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(queue.as_str().into(), durable, arguments).await.unwrap();
-    let exchange = connect.namespace().exchange(&topology);
-    let bound = channel.queue_bind(
-        queue.as_str().into(),
-        exchange.as_str().into(),
-        "0".into(),
-        QueueBindOptions::default(),
-        FieldTable::default(),
-    );
-    bound.await.unwrap();
-
+    let timeout = Duration::from_secs(5);
+    set_consumer_timeout(broker, &connect, &topology, PartitionId::new(0), timeout).await;
     pause(&connect, resource("held"), BY).await.unwrap();
     let record = Record::default();
     let worker = Worker::start(&connect, named("w"), quick(&record, "w"));
@@ -437,7 +418,6 @@ async fn a_pause_that_outlasts_the_consumer_timeout_loses_nothing() {
     publish(&connect, [task("free", 5)]).await;
     record.until_executed(11).await;
     record.assert_exclusive_and_in_order();
-    connection.close(200, "done".into()).await.unwrap();
     worker.drain().await;
     standby.drain().await;
 }

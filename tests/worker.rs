@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use support::{
     End, Gate, Record, Worker, amqp, await_dead_letters, broker, connect, count, dead_letters,
-    eventually, header, named, publish, put, space, task, tasks,
+    eventually, header, named, publish, put, rabbitmqctl, space, task, tasks,
 };
 
 async fn shared() -> &'static Broker {
@@ -47,6 +47,35 @@ fn names<const N: usize>(names: [&str; N]) -> Vec<String> {
 
 fn queue(connect: &Connect) -> String {
     format!("{}.g1.p0", connect.namespace())
+}
+
+/// What it hears with is lost, and its connection is not.
+#[tokio::test]
+async fn a_worker_that_was_deaf_hears_again() {
+    let broker = shared().await;
+    let (connect, _) = space(broker, 1).await;
+    let worker = Worker::start(&connect, named("w"), handler_fn(async |_| Ok(())));
+    let reports = async || {
+        let workers = status(&connect).await.unwrap().workers;
+        (workers.len() == 1).then_some(())
+    };
+    eventually("its report", reports).await;
+    let prefix = connect.namespace().control();
+    // Whoever asked had one of these, too.
+    let ear = eventually("one ear", async || {
+        let names = rabbitmqctl(broker, &["list_queues", "--no-table-headers", "name"]).await;
+        let mut ears = names.lines().filter(|name| name.starts_with(&prefix));
+        let ear = ears.next().map(str::to_owned);
+        ear.filter(|_| ears.next().is_none())
+    })
+    .await;
+    let delete = format!(
+        "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{ear}\">>)),
+        rabbit_amqqueue:delete(Queue, false, false, <<\"test\">>)."
+    );
+    rabbitmqctl(broker, &["eval", &delete]).await;
+    eventually("another report", reports).await;
+    worker.drain().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Broker;
 use super::metrics::MetricsArgs;
+use super::progress::counted;
 use super::signals::until_signalled;
 use crate::handler::exec::Exec;
 use crate::handler::http::Http;
@@ -49,9 +50,10 @@ pub(super) struct Work {
     /// When stopped: time for running tasks to finish
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     drain_timeout: Duration,
-    /// How long an ack may wait for others; longer is fewer acks, and more
-    /// executed again after a crash
-    #[arg(long, default_value = "25ms", value_parser = parse_duration, value_name = "TIME")]
+    /// How long an ack may wait for others; longer is fewer acks, and without a
+    /// journal more executed again after a crash; with one, and more than 400ms,
+    /// whoever takes over reads more of it
+    #[arg(long, default_value = "100ms", value_parser = parse_duration, value_name = "TIME")]
     ack_delay: Duration,
     /// Keep no record of what is executed: no verify, task or history, and a task
     /// whose ack was lost is executed again
@@ -134,9 +136,11 @@ fn print_summary(summary: &WorkerSummary, json: bool) -> anyhow::Result<()> {
         let WorkerSummary { executed, failed, dead_lettered, .. } = summary;
         let WorkerSummary { redelivered, suppressed, aborted, .. } = summary;
         eprintln!(
-            "keylane: executed {executed} tasks; {failed} attempts failed, {dead_lettered} tasks \
-             dead-lettered, {redelivered} redelivered ({suppressed} of them executed already), \
-             {aborted} aborted"
+            "keylane: executed {}; {} failed, {} dead-lettered, {redelivered} redelivered \
+             ({suppressed} of them executed already), {aborted} aborted",
+            counted(*executed, "task"),
+            counted(*failed, "attempt"),
+            counted(*dead_lettered, "task"),
         );
     }
     Ok(())

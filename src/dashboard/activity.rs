@@ -283,6 +283,7 @@ mod tests {
                 v: 1,
                 writer: format!("w{n}").into(),
                 number: 1,
+                open_from: 1,
                 worker: crate::WorkerId::random(),
                 records: Vec::new(),
             };

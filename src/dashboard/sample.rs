@@ -140,6 +140,7 @@ fn batch(topology: &Topology, index: usize, worker: &WorkerId) -> Batch {
         v: Batch::VERSION,
         writer: worker.as_str().into(),
         number: 0,
+        open_from: 0,
         worker: worker.clone(),
         records: records.collect(),
     }

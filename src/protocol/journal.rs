@@ -10,6 +10,7 @@
 //!   different workers too: the next owner starts after the last one's acks.
 
 pub mod audit;
+mod coverage;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 pub use self::audit::{Audit, AuditReport, Entry, Finding};
+pub use self::coverage::Coverage;
 pub use super::history::Outcome;
 use super::ownership::WorkerId;
 use super::partition::PartitionId;
@@ -95,6 +97,10 @@ pub struct Batch {
     pub writer: Arc<str>,
     /// Which of its batches, from 0, without gaps.
     pub number: u64,
+    /// The first of its batches with a record whose ack was not sent when this one was
+    /// written, if only the batch itself. 0 if that is not known.
+    #[serde(default)]
+    pub open_from: u64,
     /// Who executed the tasks.
     pub worker: WorkerId,
     /// What it did, in the order of the ends.

@@ -1,5 +1,6 @@
 //! One attempt at a task, with all that can end it.
 
+use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub(super) async fn run<E: Execute>(
     let timeout = attempt.timeout;
     let said = Arc::clone(&attempt.result);
     let _running = stints.begin(&attempt, stint);
-    let running = executor.execute(attempt, delivery);
+    let running = pin!(executor.execute(attempt, delivery));
     let result = match timeout {
         None => running.await,
         Some(limit) => tokio::time::timeout(limit, running)

@@ -1,6 +1,6 @@
 //! What one owner holds of its partition; written by it only, read by who reports.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::protocol::lanes::Lanes;
@@ -9,6 +9,7 @@ use crate::rabbit::control::HeldPartition;
 
 /// See the [module](self).
 pub(super) struct Held {
+    served: AtomicBool,
     unsettled: AtomicU32,
     running: AtomicU32,
     paused: AtomicU32,
@@ -25,6 +26,7 @@ const NEVER: u64 = u64::MAX;
 impl Default for Held {
     fn default() -> Self {
         Self {
+            served: AtomicBool::new(false),
             unsettled: AtomicU32::new(0),
             running: AtomicU32::new(0),
             paused: AtomicU32::new(0),
@@ -49,8 +51,19 @@ impl Held {
         self.retry_at_ms.store(retry_at.unwrap_or(NEVER), Ordering::Relaxed);
     }
 
+    /// The broker handed out something: so this is, or was, the owner.
+    pub(super) fn note_served(&self) {
+        self.served.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did so since the partition was last given up, or lost.
+    pub(super) fn served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+    }
+
     /// The partition was given up, or lost.
     pub(super) fn note_nothing(&self) {
+        self.served.store(false, Ordering::Relaxed);
         for count in [&self.unsettled, &self.running, &self.paused, &self.retrying, &self.startable]
         {
             count.store(0, Ordering::Relaxed);

@@ -61,7 +61,7 @@ pub struct WorkerOptions {
     pub drain_timeout: Duration,
     /// How long an ack may wait for others, to settle them as one, and as long
     /// again for tasks that still run between them. Longer is fewer acks, and
-    /// more executed again after a crash. Default 25 ms.
+    /// more executed again after a crash if there is no journal. Default 100 ms.
     pub ack_delay: Duration,
     /// Whether a record of every attempt goes into the journal before its ack.
     /// Without it, `verify`, `task` and `history` know nothing of what this worker
@@ -97,7 +97,7 @@ impl Default for WorkerOptions {
             retry: RetryPolicy::default(),
             max_crashes: MaxCrashes::default(),
             drain_timeout: Duration::from_secs(30),
-            ack_delay: Duration::from_millis(25),
+            ack_delay: Duration::from_millis(100),
             journal: true,
             fencing: true,
             metrics: None,

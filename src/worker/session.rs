@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::owner::{Outbid, Owner};
 use super::steered::Steered;
 use super::{Execute, Held, Shared, Source, backlog};
+use crate::backoff::Backoff;
 use crate::protocol::ownership::{Weight, WorkerId, priority};
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::rabbit::connection::{Connect, Connection, close_connection};
@@ -51,9 +52,8 @@ pub(super) struct Session<E> {
     pub(super) abort: CancellationToken,
     /// Nothing can be given back any more: the broker was lost.
     pub(super) lost: CancellationToken,
-    /// What the journal says of the last seconds, and of a longer time.
-    just_now: Recent,
-    lately: Recent,
+    /// What the journal says of the last second, and of longer times.
+    lately: [Recent; 3],
 }
 
 /// Works until `shutdown` (`Ok`), or until the connection is lost. Gives the
@@ -137,8 +137,7 @@ async fn run_on<E: Execute>(
         drains: queues.iter().map(|_| CancellationToken::new()).collect(),
         abort: shared.dropped.child_token(),
         lost: CancellationToken::new(),
-        just_now: Recent::new(Window::Short),
-        lately: Recent::new(Window::Long),
+        lately: [Window::Shortest, Window::Short, Window::Long].map(Recent::new),
     });
 
     // They end with the session, which nothing of theirs holds up.
@@ -194,9 +193,9 @@ async fn run_on<E: Execute>(
     result
 }
 
-/// So much earlier do those who hold something drain than those who stand by: the
-/// broker has enough to do with what is waited for.
-const HEAD_START: Duration = Duration::from_millis(100);
+/// So much earlier do owners drain than those who stand by: the broker has enough to do with
+/// what is waited for.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 impl<E> Session<E> {
     /// The tasks that had been executed by the time `owned_since` in a partition, as
@@ -208,22 +207,28 @@ impl<E> Session<E> {
     ) -> Option<Lately> {
         let journal = self.shared.journal()?;
         let namespace = self.shared.connect.namespace();
-        let look =
-            async |recent: &Recent| recent.look(&self.side, namespace, journal, owned_since).await;
-        let lately = look(&self.just_now).await;
-        if lately.knows(partition) {
-            return Some(lately);
+        let mut lately = Lately::default();
+        for recent in &self.lately {
+            let found = recent.look(&self.side, namespace, journal, owned_since).await;
+            // What cannot be read now is not waited for once more.
+            let Some(found) = found else { break };
+            lately = found;
+            if lately.covers(partition) {
+                break;
+            }
+            // Its acks came late, or it was not heard of just before and may have been lost
+            // long ago.
         }
-        // Its owner was not heard of just before, so it may have been lost long ago.
-        Some(look(&self.lately).await)
+        Some(lately)
     }
 
     /// Drains all queues, once it is asked for.
     async fn drain(&self) {
         self.drain.cancelled().await;
-        let holders = self.held.iter().zip(&self.drains).filter(|(held, _)| held.holds());
+        // One that holds nothing just now may be the owner as well.
+        let owners = self.held.iter().zip(&self.drains).filter(|(held, _)| held.served());
         let mut nobody = true;
-        for (_, drain) in holders {
+        for (_, drain) in owners {
             drain.cancel();
             nobody = false;
         }
@@ -334,10 +339,24 @@ async fn listen<E: Execute>(
                 }
                 Some((Said::Report | Said::Find { .. } | Said::Heed { .. }, None)) => {}
                 None => {
-                    tracing::warn!("cannot hear the fleet any more: hand-overs are slower");
-                    return;
+                    tracing::warn!("cannot hear the fleet: hand-overs are slower until it can");
+                    control.close().await;
+                    control = hear_again(&session).await;
+                    tracing::info!("hears the fleet again");
                 }
             },
+        }
+    }
+}
+
+/// Opens what was lost, while the connection was not.
+async fn hear_again<E>(session: &Session<E>) -> Control {
+    let mut backoff = Backoff::new(None);
+    loop {
+        tokio::time::sleep(backoff.next().unwrap_or_default()).await;
+        match Control::open(&session.side, session.shared.connect.namespace(), true).await {
+            Ok(control) => return control,
+            Err(error) => tracing::debug!(%error, "cannot hear the fleet yet"),
         }
     }
 }

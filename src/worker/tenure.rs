@@ -5,6 +5,7 @@
 //! another one, and no handler outlives it.
 
 mod acting;
+mod journaling;
 mod judging;
 
 use std::collections::HashMap;
@@ -26,7 +27,6 @@ use super::owner::Outbid;
 use super::recording::Recording;
 use super::session::Session;
 use super::steered::View;
-use crate::protocol::fence::FencingToken;
 use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::partition::PartitionId;
@@ -302,6 +302,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let waits_for_records = self.recording.holds_acks();
         if self.lanes.unsettled() == 0 && self.lanes.pending_acks() == 0 && !waits_for_records {
             self.mint.release();
+            // The partition may have another owner now, unnoticed.
+            (self.owned_since, self.executed) = (None, None);
         }
         if self.lanes.pending_acks() == 0 {
             (self.flush_at, self.flush_waits) = (None, false);
@@ -441,48 +443,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
         // A slot that nothing took goes to another partition.
         self.slot = None;
         Ok(go)
-    }
-
-    /// Acks what was executed, and has all that was done here in the journal before
-    /// the next owner begins.
-    async fn settle(&mut self) {
-        let settled = tokio::select! {
-            settled = self.recording.settle(&self.channel) => settled,
-            () = self.session.lost.cancelled() => return,
-        };
-        if let Err(error) = settled {
-            tracing::debug!(queue = self.queue, %error, "the last acks are lost");
-        }
-    }
-
-    /// Adds to the journal how an attempt ended. Its ack waits for that.
-    fn record(&mut self, tag: DeliveryTag, outcome: journal::Outcome, reason: Option<&str>) {
-        let record = self.deliveries.get(&tag).and_then(|held| self.record_of(held, outcome));
-        self.append(record.map(|record| Record {
-            reason: reason.map(|text| text.chars().take(Record::MAX_REASON_CHARS).collect()),
-            ..record
-        }));
-    }
-
-    fn append(&mut self, record: Option<Record>) {
-        if let Some(record) = record {
-            self.recording.append(record);
-        }
-    }
-
-    /// `None` if it is no task, if its handler never began, or without a journal.
-    fn record_of(&self, held: &HeldDelivery, outcome: journal::Outcome) -> Option<Record> {
-        let (_, task) = held.task.as_ref().filter(|_| self.recording.records())?;
-        let partition = self.session.topology.partition_of(&task.resource);
-        let epoch = self.mint.token().map(FencingToken::epoch);
-        held.record(outcome, partition, epoch, self.session.shared.stints.now_us())
-    }
-
-    /// What ran to the last has no end of its own.
-    fn record_aborted(&mut self) {
-        for tag in std::mem::take(&mut self.running_tags).into_values() {
-            self.record(tag, journal::Outcome::Aborted, None);
-        }
     }
 
     fn note(&self) {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
+use keylane::testing::Broker;
 use serde_json::Value;
 
 use super::user::{Ran, User};
@@ -59,6 +60,38 @@ async fn what_was_recorded_is_not_executed_again() {
     assert_eq!(recorded(&user), TASKS as u64);
 }
 
+/// Nobody looks far back in the journal without need: there is one if acks came late, and
+/// the worker was heard of just before it was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_long_for_its_ack_is_not_executed_again() {
+    const LATE: u64 = 5;
+    let user = User::with_partitions(1).await;
+    let publish = |n: u64| {
+        let input = user.file("task.ndjson", format!("{{\"r\":\"r{n}\"}}\n"));
+        user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+    };
+    let late = ["work", "--exec", EXEC, "--ack-delay", "1h", "--id", "one", "--weight", "9"];
+    let worker = user.starts(&late);
+    let next = user.starts(&["work", "--exec", EXEC, "--json", "--id", "two"]);
+    user.waits_for("two workers", || user.status()["workers"].as_array().unwrap().len() == 2);
+    // A task a second, for longer than what is read first.
+    for n in 1..=LATE {
+        publish(n);
+        user.waits_for("an execution", || user.lines_of("done.log").len() as u64 == n);
+        user.waits_for("its record", || recorded(&user) == n);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    publish(LATE + 1);
+    user.waits_for("its record", || recorded(&user) == LATE + 1);
+    assert_eq!(user.status()["partitions"][0]["owner"], "one");
+    worker.signal("KILL");
+    user.waits_for_quiet();
+    assert_eq!(user.lines_of("done.log").len() as u64, LATE + 1, "executed again");
+    next.signal("TERM");
+    let next = json(&next.ends());
+    assert_eq!([&next["suppressed"], &next["executed"]], [&Value::from(LATE + 1), &Value::from(0)]);
+}
+
 /// Which the test above would not notice if nothing was redelivered at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_journal_it_is() {
@@ -67,6 +100,40 @@ async fn without_a_journal_it_is() {
     assert_eq!(user.lines_of("done.log").len(), 2 * TASKS);
     assert_eq!([&next["suppressed"], &next["executed"]], [&Value::from(0), &Value::from(TASKS)]);
     assert_eq!(recorded(&user), 0);
+}
+
+/// Whoever takes over what a lost worker held looks into the journal, and gives up after
+/// a while. All partitions share that, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_is_gone_holds_up_a_take_over_once() {
+    const PARTITIONS: u32 = 32;
+    const MANY: u64 = 320;
+    let broker = Broker::shared().await.unwrap();
+    let user = User::with_partitions(PARTITIONS).await;
+    let lines: String = (0..MANY).map(|n| format!("{{\"r\":\"r{n}\"}}\n")).collect();
+    let input = user.file("many.ndjson", lines);
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+    let hold = user.file("hold", "");
+    let holds = "while [ -e hold ]; do sleep 0.05; done";
+    let lost = user.starts(&["work", "--exec", holds, "--id", "lost"]);
+    user.waits_for("all tasks at one worker", || {
+        let status = user.status();
+        let partitions = status["partitions"].as_array().unwrap();
+        partitions.iter().map(|p| p["unsettled"].as_u64().unwrap()).sum::<u64>() == MANY
+    });
+    let heir = user.starts(&["work", "--exec", EXEC, "--id", "heir"]);
+    user.waits_for("the heir", || user.status()["workers"].as_array().unwrap().len() == 2);
+    let journal = format!("{}.journal", user.namespace);
+    let deleted = broker.exec(["rabbitmqctl", "--quiet", "delete_queue", &journal]).await;
+    assert!(deleted.unwrap().status.success());
+
+    lost.signal("KILL");
+    user.waits_for("all executions", || user.lines_of("done.log").len() as u64 == MANY);
+    heir.signal("KILL");
+    let said = heir.ends().err;
+    let looks = said.matches("executed again").count();
+    assert!((1..PARTITIONS as usize / 4).contains(&looks), "{looks} looks: {said}");
+    std::fs::remove_file(hold).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,6 +80,7 @@ async fn a_task_is_cancelled_or_it_is_too_late() {
         assert_eq!(none.out, "", "{other:?}");
         let none = user.run(&[&["dead", "replay"], &other[..]].concat());
         assert_eq!((none.code, none.out.as_str()), (Some(1), "replayed 0\n"), "{other:?}");
+        assert!(none.err.contains("no dead letter is like that"), "{none:?}");
     }
     user.fails(2, &["dead", "replay", "t2", "--reason", "x"], &["cannot be used with"]);
     user.fails(2, &["dead", "replay", "--all", "--reason", "x"], &["cannot be used with"]);
@@ -122,7 +123,10 @@ async fn a_worker_that_slept_reads_what_it_missed_before_it_starts_anything() {
     const RESOURCES: usize = 8;
     let user = User::with_partitions(8).await;
     let waits = r#"echo "$KEYLANE_TASK_ID" >>ran; until test -e go; do sleep 0.05; done"#;
-    let worker = user.starts(&["work", "--exec", waits, "--id", "w", "--log", "off"]);
+    // It may sleep long on a busy machine, and must not take its broker for lost.
+    let url = format!("{}?heartbeat=60", user.url);
+    let args = ["work", "--exec", waits, "--id", "w", "--log", "off", "--amqp-url", &url];
+    let worker = user.starts(&args);
     let ids: Vec<_> = (0..2 * RESOURCES).map(|n| format!("t{n}")).collect();
     let resources: Vec<_> = (0..RESOURCES).map(|n| format!("r{n}")).collect();
     let tasks = ids.iter().enumerate().map(|(n, id)| (&*resources[n % RESOURCES], &**id));

@@ -16,11 +16,12 @@ use futures_lite::{StreamExt, stream};
 use keylane::testing::{Broker, Version};
 use keylane::{
     Attempt, Connect, DeadLetter, DeadLetters, Error, Failure, Handler, Namespace, PartitionCount,
-    Producer, ProducerOptions, Receipt, Resource, Task, Topology, WorkerId, WorkerOptions,
-    WorkerSummary, handler_fn, init, work,
+    PartitionId, Producer, ProducerOptions, Receipt, Resource, Task, Topology, WorkerId,
+    WorkerOptions, WorkerSummary, handler_fn, init, work,
 };
 use lapin::options::{
-    BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions,
+    BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -184,6 +185,51 @@ pub(crate) async fn rabbitmqctl(broker: &Broker, words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Declares the queue of a partition anew, empty, as `init` does but with this consumer timeout
+/// in place of the week's.
+pub(crate) async fn set_consumer_timeout(
+    broker: &Broker,
+    connect: &Connect,
+    topology: &Topology,
+    partition: PartitionId,
+    timeout: Duration,
+) {
+    let (queue, exchange) = (
+        connect.namespace().partition(topology, partition),
+        connect.namespace().exchange(topology),
+    );
+    let (connection, channel) = amqp(broker).await;
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let millis = i64::try_from(timeout.as_millis()).unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
+    arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(queue.as_str().into(), durable, arguments).await.unwrap();
+    let key = partition.number().to_string();
+    let bound = channel.queue_bind(
+        queue.as_str().into(),
+        exchange.as_str().into(),
+        key.as_str().into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    bound.await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// Restarts the server of a queue: it forgets consumers that are gone.
+pub(crate) async fn restart_server(broker: &Broker, queue: &str) {
+    let restart = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+        P = amqqueue:get_pid(Q), ra:stop_server(quorum_queues, P),
+        ra:restart_server(quorum_queues, P)."
+    );
+    rabbitmqctl(broker, &["eval", &restart]).await;
+}
+
 /// Cuts the connections whose name contains `part`, and nobody else's. One that
 /// has not said who it is yet has no properties.
 pub(crate) async fn cut_connections(broker: &Broker, part: &str) {
@@ -255,9 +301,10 @@ impl Worker {
         Self { shutdown, task }
     }
 
-    /// Asks it to finish, and does not wait.
-    pub(crate) fn shut_down(&self) {
+    /// Asks it to finish, and gives it time to hear that: other threads do.
+    pub(crate) async fn shut_down(&self) {
         self.shutdown.cancel();
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 
     /// Waits for its end.
@@ -267,7 +314,7 @@ impl Worker {
 
     /// Lets it finish what runs, and waits for its end.
     pub(crate) async fn drain(self) -> WorkerSummary {
-        self.shut_down();
+        self.shutdown.cancel();
         self.ended().await
     }
 

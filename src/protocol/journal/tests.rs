@@ -180,7 +180,14 @@ impl Fleet {
                     let number = numbers[*writer];
                     numbers[*writer] += 1;
                     let worker = worker(*writer);
-                    batches.push(Batch { v: 1, writer: name, number, worker, records });
+                    batches.push(Batch {
+                        v: 1,
+                        writer: name,
+                        number,
+                        open_from: 0,
+                        worker,
+                        records,
+                    });
                 }
             }
         }
@@ -410,7 +417,7 @@ fn clocks_may_differ_by_the_tolerance() {
     let at = |writer: usize, task: &str, at_us, took_us| {
         let records = vec![Record { took_us, ..record(task, 1, at_us) }];
         let name = format!("writer-{writer}").into();
-        Batch { v: 1, writer: name, number: 0, worker: worker(writer), records }
+        Batch { v: 1, writer: name, number: 0, open_from: 0, worker: worker(writer), records }
     };
     let findings = |tolerance, batches: [Batch; 2]| {
         let mut audit = Audit::new(Duration::from_micros(tolerance));
@@ -432,7 +439,14 @@ fn what_is_recorded_late_is_in_order() {
             ..record(&format!("t{sequence}"), 1, at_us)
         };
         let name = format!("writer-{writer}").into();
-        Batch { v: 1, writer: name, number, worker: worker(writer), records: vec![record] }
+        Batch {
+            v: 1,
+            writer: name,
+            number,
+            open_from: 0,
+            worker: worker(writer),
+            records: vec![record],
+        }
     };
     let disorders = |tolerance, late: Batch| {
         let mut audit = Audit::new(Duration::from_micros(tolerance));
@@ -472,11 +486,12 @@ fn batches_are_as_published() {
     full.set_origin(Some(&Origin { producer: "p".into(), sequence: 7, republished: false }));
     full.result = "ok".into();
     let worker = WorkerId::new("w").expect("a name");
-    let batch = Batch { v: 1, writer: "x".into(), number: 2, worker, records: vec![full] };
+    let batch =
+        Batch { v: 1, writer: "x".into(), number: 2, open_from: 1, worker, records: vec![full] };
     let text = serde_json::to_string(&batch).expect("JSON");
     assert_eq!(
         text,
-        r#"{"v":1,"writer":"x","number":2,"worker":"w","records":[{"task":"t-1","resource":"r3","partition":3,"attempt":1,"at_us":1700000000000000,"took_us":1,"outcome":"executed","result":"ok","producer":"p","sequence":7}]}"#
+        r#"{"v":1,"writer":"x","number":2,"open_from":1,"worker":"w","records":[{"task":"t-1","resource":"r3","partition":3,"attempt":1,"at_us":1700000000000000,"took_us":1,"outcome":"executed","result":"ok","producer":"p","sequence":7}]}"#
     );
     assert_eq!(Batch::read(text.as_bytes()).expect("a batch"), batch);
     let newer = text.replace(r#""v":1"#, r#""v":2"#);

@@ -4,6 +4,7 @@
 mod figures;
 mod reader;
 mod recent;
+mod unacked;
 mod writer;
 
 pub(crate) use self::figures::JournalFigures;
@@ -11,4 +12,5 @@ pub(crate) use self::figures::JournalFigures;
 pub(crate) use self::reader::fuzz;
 pub(crate) use self::reader::{JournalReader, Start, check};
 pub(crate) use self::recent::{Lately, Recent, Window};
+pub(crate) use self::unacked::Unacked;
 pub(crate) use self::writer::{Journal, Position};

@@ -1,7 +1,6 @@
 //! What was executed lately: read when a delivery comes that an owner was lost
 //! with.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::reader::{JournalReader, Start};
 use super::writer::Journal;
-use crate::protocol::journal::Executed;
+use crate::protocol::journal::{Coverage, Executed};
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::PartitionId;
 use crate::protocol::task::Task;
@@ -20,8 +19,10 @@ use crate::rabbit::error::Error;
 /// How far back a look goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Window {
-    /// An owner that was killed is found lost at once, and acks follow their records
-    /// within 5 s.
+    /// An owner that was killed is found lost at once, and acks mostly follow their records
+    /// at once.
+    Shortest,
+    /// It recorded little, or its acks came late. They mostly follow within 5 s.
     Short,
     /// One that fell silent is found lost after two heartbeats, 20 s, and one whose node was lost
     /// after the broker's wait for it, a minute.
@@ -31,6 +32,7 @@ pub(crate) enum Window {
 impl Window {
     const fn length(self) -> Duration {
         match self {
+            Self::Shortest => Duration::from_secs(1),
             Self::Short => Duration::from_secs(8),
             Self::Long => Duration::from_secs(90),
         }
@@ -46,8 +48,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Lately {
     /// What each look has found; all of them are kept, and none is changed.
     looks: Vec<Arc<Executed>>,
-    /// The partitions in which others have done something.
-    partitions: Arc<HashSet<PartitionId>>,
+    /// Of what others have recorded.
+    coverage: Arc<Coverage>,
 }
 
 impl Lately {
@@ -56,9 +58,10 @@ impl Lately {
         self.looks.iter().any(|executed| executed.contains(task))
     }
 
-    /// Whether another worker has done something in this partition.
-    pub(crate) fn knows(&self, partition: PartitionId) -> bool {
-        self.partitions.contains(&partition)
+    /// Whether another worker has recorded something in this partition, and everything
+    /// that it may not have acked is here.
+    pub(crate) fn covers(&self, partition: PartitionId) -> bool {
+        self.coverage.of(partition)
     }
 }
 
@@ -73,24 +76,30 @@ const READS_ON: Duration = Duration::from_secs(10);
 /// come soon after one another share a reader.
 pub(crate) struct Recent {
     window: Window,
-    tail: Arc<Mutex<Option<Tail>>>,
+    last: Arc<Mutex<Option<Look>>>,
 }
 
-/// Where the last look ended.
+/// The last look.
+struct Look {
+    /// What was recorded before was found.
+    asked: Instant,
+    /// `None` if it could not be read.
+    found: Option<Lately>,
+    /// Where it ended, while that is kept.
+    tail: Option<Tail>,
+}
+
 struct Tail {
     reader: JournalReader,
     opened: Instant,
-    /// What was recorded before is in `lately`.
-    asked: Instant,
-    lately: Lately,
 }
 
 impl Recent {
     pub(crate) fn new(window: Window) -> Self {
-        Self { window, tail: Arc::default() }
+        Self { window, last: Arc::default() }
     }
 
-    /// What was recorded within the window and before `by`, and maybe more. Nothing, if
+    /// What was recorded within the window and before `by`, and maybe more. `None`, if
     /// that cannot be read in 2 s.
     pub(crate) async fn look(
         &self,
@@ -98,89 +107,100 @@ impl Recent {
         namespace: &Namespace,
         journal: &Journal,
         by: Instant,
-    ) -> Lately {
-        // Whoever comes while another one looks finds what that has found.
-        let mut kept = self.tail.lock().await;
-        if let Some(tail) = kept.as_ref()
-            && tail.asked >= by
+    ) -> Option<Lately> {
+        // Whoever comes while another one looks finds what that has found, or has not.
+        let mut last = self.last.lock().await;
+        if let Some(look) = last.as_ref()
+            && look.asked >= by
         {
-            return tail.lately.clone();
+            return look.found.clone();
         }
         sleep(GATHER).await;
-        let began = Instant::now();
-        let tail = kept.take().filter(|tail| tail.opened.elapsed() < READS_ON);
-        let looking = self.look_on(tail, connection, namespace, journal);
-        let lately = match timeout(TIMEOUT, looking).await {
-            Ok(Ok(tail)) => {
-                if tail.opened >= began {
-                    self.close_later(tail.opened);
+        let asked = Instant::now();
+        let before = last.take().and_then(|look| look.tail.zip(look.found));
+        let before = before.filter(|(tail, _)| tail.opened.elapsed() < READS_ON);
+        let looking = async {
+            if before.is_some() {
+                match self.read_on(before, connection, namespace, journal).await {
+                    Ok(looked) => return Ok(looked),
+                    Err(error) => tracing::debug!(%error, "reads the journal anew"),
                 }
-                kept.insert(tail).lately.clone()
             }
+            self.read_on(None, connection, namespace, journal).await
+        };
+        let looked = match timeout(TIMEOUT, looking).await {
+            Ok(Ok(looked)) => Some(looked),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "what was executed and not acked is executed again");
-                Lately::default()
+                None
             }
             Err(_) => {
                 tracing::warn!("the journal is too slow: what was not acked is executed again");
-                Lately::default()
+                None
             }
         };
-        let tasks: usize = lately.looks.iter().map(|executed| executed.len()).sum();
-        let (window, took) = (self.window, began.elapsed());
+        let (tail, found) = looked.unzip();
+        if let Some(tail) = tail.as_ref().filter(|tail| tail.opened >= asked) {
+            self.close_later(tail.opened);
+        }
+        let looks = found.iter().flat_map(|lately: &Lately| &lately.looks);
+        let tasks: usize = looks.map(|executed| executed.len()).sum();
+        let (window, took) = (self.window, asked.elapsed());
         tracing::debug!(?window, tasks, ?took, "read the last executions");
-        lately
+        last.insert(Look { asked, found, tail }).found.clone()
     }
 
     /// Ends the reader that was opened then, so that nothing is kept for it.
     fn close_later(&self, opened: Instant) {
-        let tail = Arc::clone(&self.tail);
+        let last = Arc::clone(&self.last);
         tokio::spawn(async move {
             sleep_until(opened + READS_ON).await;
-            let ours = tail.lock().await.take_if(|tail| tail.opened == opened);
+            let mut last = last.lock().await;
+            let tail = last.as_mut().map(|look| &mut look.tail);
+            let ours = tail.and_then(|tail| tail.take_if(|tail| tail.opened == opened));
+            drop(last);
             if let Some(Tail { reader, .. }) = ours {
                 reader.close().await;
             }
         });
     }
 
-    /// Reads up to a mark of our own: what was there before it has come by then.
-    async fn look_on(
+    /// Reads up to a mark of our own: what was there before it has come by then. Begins
+    /// where the look before ended.
+    async fn read_on(
         &self,
-        tail: Option<Tail>,
+        before: Option<(Tail, Lately)>,
         connection: &Connection,
         namespace: &Namespace,
         journal: &Journal,
-    ) -> Result<Tail, Error> {
-        let asked = Instant::now();
+    ) -> Result<(Tail, Lately), Error> {
         let start = Start::Since(SystemTime::now() - self.window.length());
-        let opened = async {
-            match tail {
-                Some(tail) => Ok::<_, Error>(tail),
-                None => {
-                    let reader = JournalReader::open(connection, namespace, start, false).await?;
-                    Ok(Tail { reader, opened: asked, asked, lately: Lately::default() })
-                }
+        let opening = async {
+            if let Some(before) = before {
+                return Ok::<_, Error>(before);
             }
+            let opened = Instant::now();
+            let reader = JournalReader::open(connection, namespace, start, false).await?;
+            Ok((Tail { reader, opened }, Lately::default()))
         };
-        let (tail, mark) = tokio::join!(opened, journal.mark());
-        let mut tail = tail?;
+        // One after the other: if our clock is ahead of the broker's, reading begins with what
+        // comes then, and the mark has to be among it.
+        let (mut tail, mut lately) = opening.await?;
         // The journal ends with the worker.
-        let Some(mark) = mark else { return Ok(tail) };
+        let Some(mark) = journal.mark().await else { return Ok((tail, lately)) };
         let mut executed = Executed::default();
-        let mut partitions = HashSet::clone(&tail.lately.partitions);
+        let mut coverage = Coverage::clone(&lately.coverage);
         loop {
             let batch = tail.reader.next().await?;
             executed.note(&batch);
             if batch.writer != *journal.writer() {
-                partitions.extend(batch.records.iter().map(|record| record.partition));
+                coverage.note(&batch);
             } else if batch.number >= mark {
                 break;
             }
         }
-        tail.lately.looks.push(Arc::new(executed));
-        tail.lately.partitions = Arc::new(partitions);
-        tail.asked = asked;
-        Ok(tail)
+        lately.looks.push(Arc::new(executed));
+        lately.coverage = Arc::new(coverage);
+        Ok((tail, lately))
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::JournalFigures;
+use super::unacked::{AllUnacked, Unacked};
 use crate::backoff::Backoff;
 use crate::protocol::journal::{Batch, Record};
 use crate::protocol::ownership::WorkerId;
@@ -22,11 +23,11 @@ use crate::rabbit::publisher::{Publisher, Route};
 
 /// Where a record stands among those of its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Position(u64);
+pub(crate) struct Position(pub(super) u64);
 
 impl Position {
-    /// Of a record that is waited for by nobody.
-    const ANY: Self = Self(u64::MAX);
+    /// Behind all others.
+    pub(crate) const ANY: Self = Self(u64::MAX);
 }
 
 /// Records of a batch, at the most: some hundred kilobytes of them.
@@ -60,6 +61,7 @@ pub(crate) struct Journal {
     task: Mutex<Option<AbortHandle>>,
     publisher: Publisher,
     figures: Arc<JournalFigures>,
+    unacked: Mutex<AllUnacked>,
 }
 
 #[derive(Default)]
@@ -84,6 +86,7 @@ impl Journal {
             task: Mutex::default(),
             publisher,
             figures: Arc::default(),
+            unacked: Mutex::default(),
         });
         let writing = Arc::clone(&journal).write(Route::queue(stream), worker);
         let handle = tokio::spawn(writing).abort_handle();
@@ -100,8 +103,14 @@ impl Journal {
         &self.writer
     }
 
-    /// Adds a record. It is in the journal when its position is settled.
-    pub(crate) fn append(&self, record: Record) -> Position {
+    /// For a tenure that records and acks.
+    pub(crate) fn unacked(&self) -> Unacked {
+        self.unacked.lock().unwrap_or_else(PoisonError::into_inner).add()
+    }
+
+    /// Adds a record. It is in the journal when its position is settled. `unacked`, if an ack
+    /// is to follow.
+    pub(crate) fn append(&self, record: Record, unacked: Option<&Unacked>) -> Position {
         let mut state = self.state();
         if state.records.len() == KEPT {
             state.records.pop_front();
@@ -111,6 +120,10 @@ impl Journal {
         state.records.push_back(record);
         state.appended.0 += 1;
         let position = state.appended;
+        if let Some(unacked) = unacked {
+            // Before it is written.
+            unacked.recorded(position);
+        }
         self.figures.waits();
         drop(state);
         self.wake.notify_one();
@@ -137,6 +150,11 @@ impl Journal {
         number.await.ok()
     }
 
+    /// Somebody waits for what was recorded: it is written at once.
+    pub(crate) fn hurry(&self) {
+        self.hurry.notify_one();
+    }
+
     /// Writes what is left and closes the connection.
     pub(crate) async fn close(&self) {
         self.state().closing = true;
@@ -155,6 +173,7 @@ impl Journal {
 
     async fn write(self: Arc<Self>, route: Route, worker: WorkerId) {
         let mut number = 0;
+        let mut open = Open::default();
         loop {
             self.wake.notified().await;
             loop {
@@ -181,10 +200,12 @@ impl Journal {
                     (records, last, std::mem::take(&mut state.marks))
                 };
                 let count = records.len() as u64;
+                open.note(number, last);
                 let batch = Batch {
                     v: Batch::VERSION,
                     writer: Arc::clone(&self.writer),
                     number,
+                    open_from: open.first(number, self.first_unacked()),
                     worker: worker.clone(),
                     records,
                 };
@@ -206,6 +227,10 @@ impl Journal {
                 number += 1;
             }
         }
+    }
+
+    fn first_unacked(&self) -> Option<Position> {
+        self.unacked.lock().unwrap_or_else(PoisonError::into_inner).first()
     }
 
     /// Publishes a batch until it is confirmed.
@@ -242,10 +267,61 @@ impl Journal {
     }
 }
 
+/// The batches that may have records whose acks were not sent.
+#[derive(Debug, Default)]
+struct Open {
+    /// Each with its last record.
+    batches: VecDeque<(u64, Position)>,
+}
+
+impl Open {
+    /// A batch is about to be written.
+    fn note(&mut self, number: u64, last: Position) {
+        self.batches.push_back((number, last));
+    }
+
+    /// The first batch that is open, as the batch of that number has it. 0 if that is not
+    /// known.
+    fn first(&mut self, number: u64, first_unacked: Option<Position>) -> u64 {
+        let is_acked = |last: Position| first_unacked.is_none_or(|first| last < first);
+        while self.batches.front().is_some_and(|(_, last)| is_acked(*last)) {
+            self.batches.pop_front();
+        }
+        match self.batches.front() {
+            // Somebody else recorded it.
+            _ if first_unacked == Some(Position::default()) => 0,
+            Some((first, _)) => *first,
+            None => number,
+        }
+    }
+}
+
 impl Drop for Journal {
     fn drop(&mut self) {
         if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_says_from_where_on_acks_are_missing() {
+        let mut open = Open::default();
+        let mut next = |number, last, first_unacked: Option<u64>| {
+            open.note(number, Position(last));
+            open.first(number, first_unacked.map(Position))
+        };
+        assert_eq!(next(0, 2, Some(1)), 0);
+        assert_eq!(next(1, 4, Some(2)), 0, "2 is in batch 0");
+        assert_eq!(next(2, 6, Some(3)), 1);
+        assert_eq!(next(3, 6, Some(6)), 2, "an empty batch");
+        assert_eq!(next(4, 8, None), 4, "all were acked");
+        assert_eq!(next(5, 9, Some(9)), 5);
+        assert_eq!(next(6, 9, Some(0)), 0, "somebody else's");
+        assert_eq!(next(7, 9, Some(9)), 5);
     }
 }

@@ -1,5 +1,6 @@
 //! What the lanes ask for: an attempt, a dead letter.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::Tenure;
@@ -45,10 +46,12 @@ impl<E: Execute> Tenure<'_, E> {
             AttemptSpans::begin(&shared.tracer, &mut attempt, self.queue, &shared.options.id);
         let handle = self.running.spawn(async move {
             let stint = (&shared.stints, stint);
-            let running = async {
+            let running = pin!(async {
                 match caution {
                     Some(caution) => {
-                        caution.run(&shared.executor, attempt, delivery, stint, slot).await
+                        // Rare, and large: it does not have to fit in here.
+                        let run = caution.run(&shared.executor, attempt, delivery, stint, slot);
+                        Box::pin(run).await
                     }
                     None => {
                         let ended = attempt::run(&shared.executor, attempt, delivery, stint).await;
@@ -56,7 +59,7 @@ impl<E: Execute> Tenure<'_, E> {
                         ended
                     }
                 }
-            };
+            });
             let ended = spans.around(running).await;
             spans.end(&ended.outcome);
             ended

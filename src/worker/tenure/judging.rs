@@ -23,6 +23,7 @@ impl<E: Execute> Tenure<'_, E> {
     pub(super) async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
         let tag = delivery.tag;
         self.counting.delivered(delivery.redelivered);
+        self.session.held[self.index].note_served();
         let task = match delivery.task() {
             Ok(task) => task,
             Err(error) => {
@@ -34,6 +35,7 @@ impl<E: Execute> Tenure<'_, E> {
         };
         if delivery.orphaned && self.was_executed(&task).await {
             self.counting.suppressed();
+            self.recording.foreign();
             let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);
             let partition = self.session.topology.partition_of(resource).number();
             let worker = &self.session.shared.options.id;
