@@ -241,8 +241,8 @@ impl Cluster {
         self.run(&words).await
     }
 
-    /// Waits until all nodes serve and every replicated queue has a leader and
-    /// three copies that take part.
+    /// Waits until all nodes serve and every replicated queue that is there from the
+    /// beginning has a leader and three copies that take part.
     ///
     /// # Errors
     /// [`ProvisionError::NotReady`], with what is missing, after five minutes.
@@ -276,8 +276,9 @@ impl Cluster {
             Ok(queues) => queues,
             Err(error) => return error.to_string(),
         };
-        // One of a connection, which was made while a node was lost, never reaches that.
-        let lasts = |queue: &str| !queue.contains(".pulse.");
+        // What is declared when it is needed may be so while a node is lost, and that
+        // node's copy never starts then.
+        let lasts = |queue: &str| !queue.contains(".pulse.") && !queue.ends_with(".claims");
         let lacks = |q: &Replicas| q.leader.is_none() || q.online < Node::ALL.len();
         let mut missing = Vec::new();
         if queues.is_empty() {
@@ -309,6 +310,21 @@ impl Cluster {
             })?;
         let replicated = listed.into_iter().filter(|queue| queue.kind != "classic");
         Ok(replicated.map(Listed::into_replicas).collect())
+    }
+
+    /// Restarts the server that leads a quorum queue: what makes a broker forget a
+    /// consumer that is gone and that it hands messages to.
+    ///
+    /// # Errors
+    /// What the node's tools said.
+    pub async fn restart_leader(&self, queue: &str) -> Result<(), ProvisionError> {
+        let restart = format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+            P = amqqueue:get_pid(Q), ok = ra:stop_server(quorum_queues, P),
+            ok = ra:restart_server(quorum_queues, P)."
+        );
+        let words = ["rabbitmqctl", "--quiet", "eval", &restart];
+        exec(&self.container(Node::ALL[0]), &words).await.map(drop)
     }
 
     /// Removes it and its data, and tells whether that worked.

@@ -30,7 +30,8 @@ use crate::provision::cluster::{Cluster, Waits};
 /// befall the nodes that lead partitions: stopped, killed, frozen, cut off, and in
 /// the end all restarted. What was executed is told by locks of the operating
 /// system, not by keylane; `verify` has the last word. Exits with 1 if anything
-/// overlapped, came out of order or was lost.
+/// overlapped, came out of order or was lost. A partition that the broker hands to
+/// nobody is given back by a restart of its queue's server, which is counted.
 #[derive(Debug, clap::Args)]
 pub(super) struct Soak {
     /// How long random faults befall the cluster

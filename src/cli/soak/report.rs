@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::schedule::Fault;
 use super::watch::{Counts, Pauses};
 use super::worker::Said;
-use crate::cli::progress::grouped;
+use crate::cli::progress::{counted, grouped};
 use crate::protocol::journal::{AuditReport, Finding};
 
 #[derive(Debug, Serialize)]
@@ -30,6 +30,9 @@ pub(super) struct Report {
     pub(super) violations: Vec<String>,
     /// Confirmed and not executed, by resource.
     pub(super) lost: Vec<String>,
+    /// How often a queue's server was restarted, since the broker handed the partition
+    /// to nobody.
+    pub(super) cured: usize,
     pub(super) dead: u32,
     /// What `verify` says of the journal.
     pub(super) journal: AuditReport,
@@ -54,6 +57,8 @@ pub(super) struct FaultReport {
     /// How long partitions made no progress, from the fault until the cluster was
     /// whole again.
     pub(super) pause_ms: Pauses,
+    /// Of these, how often a queue's server was restarted to end one.
+    pub(super) cured: usize,
     #[serde(flatten)]
     pub(super) counts: Counts,
     pub(super) violations: usize,
@@ -80,6 +85,7 @@ impl Report {
             "max",
             "redelivered",
             "repeated",
+            "cured",
             "violations",
         ]);
         for fault in &self.faults {
@@ -94,6 +100,7 @@ impl Report {
                 seconds(fault.pause_ms.max),
                 grouped(fault.counts.redelivered),
                 grouped(fault.counts.repeats),
+                fault.cured.to_string(),
                 fault.violations.to_string(),
             ]);
         }
@@ -109,6 +116,12 @@ impl Report {
             grouped(self.counts.redelivered),
             grouped(self.counts.repeats)
         );
+        if self.cured > 0 {
+            out!(
+                "{} of a queue's server: the broker handed its partition to nobody",
+                counted(self.cured as u64, "restart")
+            );
+        }
         for (what, lines) in
             [("violation", &self.violations), ("lost", &self.lost), ("refused", &self.refused)]
         {

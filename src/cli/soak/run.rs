@@ -1,5 +1,6 @@
 //! One soak: load, faults one after another, and the verdict.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ struct Scene {
     watch: Arc<Watch>,
     fleet: Fleet,
     chance: Chance,
+    /// Restarts of a queue's server.
+    cured: usize,
 }
 
 impl<S: Fn(&str)> Run<'_, S> {
@@ -83,8 +86,8 @@ impl<S: Fn(&str)> Run<'_, S> {
         }
         let (connect, truth) = (connect(first)?, Truth::new(self.directory));
         let chance = Chance::new(self.seed);
-        let mut scene = Scene { connect, topology, truth, watch, fleet, chance };
-        self.recovered(&mut scene, "the start").await?;
+        let mut scene = Scene { connect, topology, truth, watch, fleet, chance, cured: 0 };
+        self.recovered(&mut scene, "the start", waits).await?;
 
         let faults = self.faults(&mut scene, waits).await?;
 
@@ -94,9 +97,9 @@ impl<S: Fn(&str)> Run<'_, S> {
         while let Some(producer) = producers.join_next().await {
             published.add(producer??);
         }
-        let lost = self.lost(&mut scene, &published).await?;
+        let lost = self.lost(&mut scene, &published, waits).await?;
         let dead = crate::status(&scene.connect).await?.dead;
-        let Scene { connect, truth, watch, fleet, .. } = scene;
+        let Scene { connect, truth, watch, fleet, cured, .. } = scene;
         fleet.end().await?;
         (self.say)("verifying the journal");
         let (journal, findings) = crate::verify(&connect, None, Duration::ZERO).await?;
@@ -113,6 +116,7 @@ impl<S: Fn(&str)> Run<'_, S> {
             workers: watch.ends(),
             violations: truth.violations()?,
             lost,
+            cured,
             dead,
             journal,
             findings,
@@ -144,6 +148,7 @@ impl<S: Fn(&str)> Run<'_, S> {
     ) -> anyhow::Result<FaultReport> {
         sleep(CALM).await;
         let (counts, violations) = (scene.watch.counts(), scene.truth.violations()?.len());
+        let cured = scene.cured;
         let queues = self.cluster.replicas(Node::ALL[0]).await?;
         let namespace = scene.connect.namespace().clone();
         // The leader of a partition by chance: a node that leads many is met more often.
@@ -178,7 +183,7 @@ impl<S: Fn(&str)> Run<'_, S> {
             format!("{} {}", fault.name(), if restart { "all".into() } else { node.to_string() });
         (self.say)(&format!("{what}: waiting until the cluster is whole"));
         self.cluster.whole().await?;
-        self.recovered(scene, &what).await?;
+        self.recovered(scene, &what, waits).await?;
         Ok(FaultReport {
             fault,
             node: (!restart).then(|| node.to_string()),
@@ -187,6 +192,7 @@ impl<S: Fn(&str)> Run<'_, S> {
             held_ms,
             survived,
             pause_ms: scene.watch.pauses(now_us()),
+            cured: scene.cured - cured,
             counts: scene.watch.counts().since(counts),
             violations: scene.truth.violations()?.len() - violations,
         })
@@ -195,7 +201,7 @@ impl<S: Fn(&str)> Run<'_, S> {
     /// Keeps a fault up until all partitions make progress in spite of it. One that
     /// clients may not notice lasts for as long as the brokers need to.
     async fn hold(&self, scene: &mut Scene, fault: Fault, waits: Waits) -> anyhow::Result<bool> {
-        let noticed = waits.net_ticktime.mul_f64(1.25) + waits.consumer_disconnected;
+        let noticed = noticed(waits);
         let began = Instant::now();
         let least = if fault == Fault::Split { noticed + SHORTEST } else { SHORTEST };
         loop {
@@ -212,40 +218,94 @@ impl<S: Fn(&str)> Run<'_, S> {
     }
 
     /// Waits until all partitions make progress, and goes on doing so.
-    async fn recovered(&self, scene: &mut Scene, after: &str) -> anyhow::Result<()> {
+    async fn recovered(&self, scene: &mut Scene, after: &str, waits: Waits) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let mut steady = Instant::now();
+        let (mut steady, mut cure) = (Instant::now(), Cure::new(waits));
         while steady.elapsed() < CALM {
             scene.fleet.check()?;
-            if !scene.watch.progresses(now_us()) {
+            let stuck = scene.watch.stuck(now_us());
+            if !stuck.is_empty() {
                 steady = Instant::now();
+                self.cure(scene, &mut cure, &stuck).await?;
             }
             if Instant::now() > deadline {
-                let status = crate::status(&scene.connect).await?;
-                let stuck = status.partitions.iter().filter(|p| p.waits()).count();
-                bail!("no progress {PATIENCE:?} after {after}: {stuck} partitions stand still");
+                bail!("no progress {PATIENCE:?} after {after}: partitions {stuck:?} stand still");
             }
             sleep(LOOK).await;
         }
         Ok(())
     }
 
+    /// Does, after a while, what an operator does about partitions that the broker hands
+    /// to nobody. What a worker holds is not touched: that is for keylane to end.
+    async fn cure(
+        &self,
+        scene: &mut Scene,
+        cure: &mut Cure,
+        stuck: &BTreeSet<u32>,
+    ) -> anyhow::Result<()> {
+        if Instant::now() < cure.next {
+            return Ok(());
+        }
+        cure.next = Instant::now() + cure.pause;
+        let status = crate::status(&scene.connect).await?;
+        for look in status.looks().filter(|look| stuck.contains(&look.partition.number())) {
+            let queue = scene.connect.namespace().partition(&scene.topology, look.partition);
+            if look.holder.is_some() || look.answering.is_empty() || !look.consumed {
+                (self.say)(&format!("{queue} stands still: {look:?}"));
+                continue;
+            }
+            (self.say)(&format!("{queue} is handed to nobody: restarting its server"));
+            self.cluster.restart_leader(&queue).await?;
+            scene.cured += 1;
+        }
+        Ok(())
+    }
+
     /// Waits until all that was confirmed is executed; gives what is not.
-    async fn lost(&self, scene: &mut Scene, published: &Published) -> anyhow::Result<Vec<String>> {
+    async fn lost(
+        &self,
+        scene: &mut Scene,
+        published: &Published,
+        waits: Waits,
+    ) -> anyhow::Result<Vec<String>> {
         let deadline = Instant::now() + PATIENCE;
+        let mut cure = Cure::new(waits);
         loop {
             scene.fleet.check()?;
-            let mut missing = Vec::new();
+            let (mut missing, mut stuck) = (Vec::new(), BTreeSet::new());
             for (resource, confirmed) in &published.confirmed {
                 let executed = scene.truth.executed(resource.as_str())?;
                 if executed < *confirmed {
                     missing.push(format!("{resource}: {executed} of {confirmed} executed"));
+                    stuck.insert(scene.topology.partition_of(resource).number());
                 }
             }
             if missing.is_empty() || Instant::now() > deadline {
                 return Ok(missing);
             }
+            // Whoever goes on needs no cure.
+            stuck.retain(|partition| scene.watch.stuck(now_us()).contains(partition));
+            self.cure(scene, &mut cure, &stuck).await?;
             sleep(LOOK).await;
         }
     }
+}
+
+/// When a partition that stands still may be taken for one that the broker forgot.
+struct Cure {
+    next: Instant,
+    /// A cure may have to be repeated.
+    pause: Duration,
+}
+
+impl Cure {
+    fn new(waits: Waits) -> Self {
+        Self { next: Instant::now() + noticed(waits) + CLIENTS, pause: CLIENTS }
+    }
+}
+
+/// How long the brokers need for noticing that a node and its consumers are lost.
+fn noticed(waits: Waits) -> Duration {
+    waits.net_ticktime.mul_f64(1.25) + waits.consumer_disconnected
 }

@@ -1,5 +1,6 @@
 //! Watches whether the partitions make progress.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -106,7 +107,15 @@ impl Watch {
 
     /// Whether all partitions have executed something lately.
     pub(super) fn progresses(&self, now_us: u64) -> bool {
-        self.state().partitions.iter().all(|p| now_us.saturating_sub(p.last_us) < LATELY_US)
+        self.stuck(now_us).is_empty()
+    }
+
+    /// The numbers of the partitions that have not.
+    pub(super) fn stuck(&self, now_us: u64) -> BTreeSet<u32> {
+        let is_stuck = |p: &Partition| now_us.saturating_sub(p.last_us) >= LATELY_US;
+        let state = self.state();
+        let numbered = (0..).zip(&state.partitions);
+        numbered.filter(|(_, p)| is_stuck(p)).map(|(number, _)| number).collect()
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -151,7 +160,7 @@ mod tests {
         watch.note(start(1, 7_000_000));
         let pauses = watch.pauses(8_000_000);
         assert_eq!(pauses, Pauses { median: 2_600, max: 3_000 });
-        assert!(!watch.progresses(8_000_000));
+        assert_eq!(watch.stuck(8_000_000), [0, 2].into());
         (0..3).for_each(|partition| watch.note(start(partition, 8_000_000)));
         assert!(watch.progresses(8_000_000));
         assert_eq!(watch.counts().executions, 9);

@@ -1,0 +1,179 @@
+//! What a change of a queue's leader does to consumers that are gone: a ghost is forgotten, and
+//! one whose loss the queue had been told of already is waited for, for ever. Both stand in
+//! the documents (ARCHITECTURE.md, docs/reliability.md), since operators have to know.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use futures_lite::StreamExt;
+use keylane::protocol::journal::Finding;
+use keylane::protocol::stall::Cause;
+use keylane::provision::cluster::{Cluster, Node, NodeFault, Waits};
+use keylane::{Connect, PartitionId, Topology, init, status, verify};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ConnectionProperties, Consumer};
+
+use support::{
+    End, Record, Run, Worker, count, eventually, named, publish, resources, soon, tasks,
+};
+
+/// How long the broker waits for a consumer whose loss it was told of once: enough for its tools
+/// to move the leader meanwhile.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// Tasks of a partition, and how many of them a consumer holds.
+const ALL: u64 = 20;
+const HELD: u16 = 5;
+
+/// The two partitions, and a resource in each.
+struct Space {
+    cluster: Cluster,
+    connect: Connect,
+    queues: Vec<String>,
+    resources: Vec<String>,
+}
+
+impl Space {
+    async fn new() -> Self {
+        let waits = Waits { net_ticktime: Duration::from_secs(10), consumer_disconnected: WAIT };
+        let cluster = Cluster::start(waits, |line| println!("{line}")).await.unwrap();
+        let connect = Connect::new(cluster.amqp_urls(Node::ALL[0])).unwrap();
+        let topology = init(&connect, Topology::first(count(2))).await.unwrap();
+        let queue = |partition| connect.namespace().partition(&topology, partition);
+        let queues = topology.partitions().map(queue).collect();
+        let resources = resources(&topology, 1).concat();
+        Self { cluster, connect, queues, resources }
+    }
+
+    /// Has another node lead a queue.
+    async fn lead(&self, queue: &str, node: Node) {
+        let transfer = format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+            {{Name, _}} = amqqueue:get_pid(Q), {{ok, _, Leader}} = ra:members({{Name, node()}}),
+            ra:transfer_leadership(Leader, {{Name, 'rabbit@{node}'}})."
+        );
+        let container = self.cluster.container(node);
+        let words = ["exec", &container, "rabbitmqctl", "--quiet", "eval", &transfer];
+        let output = Command::new("docker").args(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        eventually("another leader", async || {
+            let leader = self.cluster.replicas(node).await.unwrap().remove(queue).unwrap().leader;
+            (leader == Some(node)).then_some(())
+        })
+        .await;
+    }
+
+    /// A connection over one node only.
+    async fn over(&self, node: Node) -> Connection {
+        let urls = self.cluster.amqp_urls(node);
+        let url = urls.split(',').next().unwrap();
+        Connection::connect(url, ConnectionProperties::default()).await.unwrap()
+    }
+
+    async fn cause(&self, partition: u32) -> Option<Cause> {
+        let seen = status(&self.connect).await.unwrap();
+        let partition = PartitionId::new(partition);
+        seen.partitions.into_iter().find(|p| p.partition == partition).unwrap().cause
+    }
+}
+
+/// Consumes a queue until it holds what it may, with a priority over every worker's.
+async fn hold(connection: &Connection, queue: &str, above: i32) -> (Channel, Consumer) {
+    let channel = connection.create_channel().await.unwrap();
+    channel.basic_qos(HELD, BasicQosOptions::default()).await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), AMQPValue::LongInt(i32::MAX - 10 + above));
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(queue.into(), "".into(), options, arguments);
+    let consumer = consumer.await.unwrap();
+    (channel, consumer)
+}
+
+async fn handed(consumer: &mut Consumer, times: u64) -> Vec<lapin::message::Delivery> {
+    let mut deliveries = Vec::new();
+    for _ in 0..times {
+        let delivery = soon("a delivery", consumer.next()).await;
+        deliveries.push(delivery.unwrap().unwrap());
+    }
+    deliveries
+}
+
+/// A consumer that ends while it is being replaced stays behind, and is the active one when its
+/// replacement has gone.
+async fn another_leader_forgets_a_ghost(space: &Space) {
+    let (queue, resource) = (&space.queues[0], &space.resources[..1]);
+    let [first, second, _] = Node::ALL;
+    space.lead(queue, first).await;
+    publish(&space.connect, tasks(resource, u64::from(HELD))).await;
+    let connection = space.over(first).await;
+    let (ends, mut consumer) = hold(&connection, queue, 0).await;
+    handed(&mut consumer, u64::from(HELD)).await;
+    let (replaces, mut replacement) = hold(&connection, queue, 1).await;
+    ends.close(200, "ends".into()).await.unwrap();
+    for delivery in handed(&mut replacement, u64::from(HELD)).await {
+        delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
+    }
+    replaces.close(200, "leaves".into()).await.unwrap();
+
+    let record = Record::default();
+    publish(&space.connect, tasks(resource, ALL)).await;
+    let worker = Worker::start(&space.connect, named("w"), record.handler("w", async |_| Ok(())));
+    eventually("it stands still", async || {
+        (space.cause(0).await == Some(Cause::NotHandedOut)).then_some(())
+    })
+    .await;
+    assert_eq!(record.runs().len(), 0);
+    space.lead(queue, second).await;
+    record.until_executed(usize::try_from(ALL).unwrap()).await;
+    record.assert_once();
+    worker.drain().await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// The leader changes while the queue waits for a consumer whose node is lost.
+async fn a_loss_that_is_told_twice_is_waited_for_for_ever(space: &Space) {
+    let (queue, resource) = (&space.queues[1], &space.resources[1..]);
+    let [first, second, lost] = Node::ALL;
+    space.lead(queue, first).await;
+    publish(&space.connect, tasks(resource, ALL)).await;
+    let connection = space.over(lost).await;
+    let (_channel, mut consumer) = hold(&connection, queue, 0).await;
+    handed(&mut consumer, u64::from(HELD)).await;
+    let record = Record::default();
+    let handler = record.handler("heir", async |_| Ok(()));
+    let heir = Worker::start(&space.connect, named("heir"), handler);
+    eventually("it stands by", async || {
+        (!status(&space.connect).await.unwrap().workers.is_empty()).then_some(())
+    })
+    .await;
+
+    space.cluster.inflict(NodeFault::Kill, lost).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    space.lead(queue, second).await;
+    tokio::time::sleep(WAIT * 3 / 2).await;
+    assert_eq!(space.cause(1).await, Some(Cause::NotHandedOut));
+    assert_eq!(record.runs().len(), 0, "the broker waits no longer: see docs/reliability.md");
+
+    // What was held comes back last, so the order is gone. Nothing is lost, and nothing repeated.
+    space.cluster.restart_leader(queue).await.unwrap();
+    let all = usize::try_from(ALL).unwrap();
+    let executed = |runs: &[Run]| runs.iter().filter(|r| r.end == Some(End::Executed)).count();
+    record.until("all is executed", |runs| executed(runs) == all).await;
+    assert_eq!(record.runs().len(), all);
+    heir.drain().await;
+    let (_, findings) = verify(&space.connect, None, Duration::ZERO).await.unwrap();
+    assert!(matches!(findings[..], [Finding::OutOfOrder { .. }]), "{findings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_leader_and_consumers_that_are_gone() {
+    let space = Space::new().await;
+    another_leader_forgets_a_ghost(&space).await;
+    a_loss_that_is_told_twice_is_waited_for_for_ever(&space).await;
+    space.cluster.stop().await.unwrap();
+}
