@@ -1,6 +1,6 @@
-//! How long partitions stand still when a worker is killed, stopped, or joins: a
-//! kill under a load that the fleet keeps up with, and each of them under a backlog
-//! of slow tasks that fills every prefetch window.
+//! How long partitions stand still when a worker is killed, stopped, or joins: the first
+//! two under a load that the fleet keeps up with, and each of them under a backlog of slow
+//! tasks that fills every prefetch window.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,11 +25,15 @@ const ROUNDS: u32 = 3;
 /// Resources of each partition: more than slots that fall to it, so that none is ever idle.
 const LANES: usize = 32;
 /// Tasks of all resources that are published in a second, while there is no backlog:
-/// two thirds of what the slots execute.
-const STEADY: u64 = 1_280;
+/// half of what the slots execute, so that two workers of three keep up with it.
+const STEADY: u64 = 960;
 /// Tasks of each resource: enough that every prefetch window is full to the end,
 /// of 96 slots that execute 1,920 tasks/s.
 const BACKLOG: u32 = 80;
+/// Resources and their tasks that fill the window of one partition of a worker that is stopped:
+/// few, so that the others find slots, and more than it takes.
+const WINDOW_LANES: usize = 4;
+const WINDOW_TASKS: u32 = 80;
 /// A partition that has not moved by then is not going to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -42,11 +46,14 @@ const CALM: Duration = Duration::from_secs(3);
 pub(super) struct Failover {
     /// Under a steady load.
     pub(super) kill: f64,
-    /// With every prefetch window full, as the others.
+    /// With every prefetch window full.
     pub(super) kill_prefetched: f64,
+    /// Under a steady load, while the window of one of its partitions is full.
     pub(super) stop: f64,
+    /// With every prefetch window full.
+    pub(super) stop_prefetched: f64,
     /// From the start of the process, until it executes tasks of every
-    /// partition that it wins.
+    /// partition that it wins; with every prefetch window full.
     pub(super) join: f64,
     /// How long each task takes.
     pub(super) task_ms: u64,
@@ -57,54 +64,61 @@ pub(super) async fn run(
     progress: &ProgressBar,
 ) -> anyhow::Result<(Failover, u64)> {
     let told = Told::default();
-    let mut load = Load::open(connect).await?;
+    let topology = crate::topology(connect).await?;
+    let partitions: Vec<PartitionId> = topology.partitions().collect();
+    let mut load = Load::open(connect, spread(&topology, &partitions, LANES, 0)).await?;
     let mut fleet = Vec::new();
     for number in 1..=3 {
         fleet.push(told.spawn(connect, &format!("bench-{number}"), SHAPE)?);
     }
     let (mut kill, mut kill_prefetched) = (Vec::new(), Vec::new());
-    let (mut join, mut stopped) = (Vec::new(), Vec::new());
+    let (mut stop, mut stop_prefetched) = (Vec::new(), Vec::new());
+    let mut join = Vec::new();
     for round in 0..ROUNDS {
         progress.set_message(format!("failover, round {} of {ROUNDS}", round + 1));
         let enough = CancellationToken::new();
         let measured = async {
             settle(connect, 3, false).await?;
-            let millis = killed(connect, &told, &mut fleet).await?;
+            let stopped = stopped(connect, &told, &mut fleet, Held::OneWindow).await?;
+            fleet.push(told.spawn(connect, &format!("bench-stopped-{round}"), SHAPE)?);
+            settle(connect, 3, false).await?;
+            let killed = killed(connect, &told, &mut fleet).await?;
             fleet.push(told.spawn(connect, &format!("bench-steady-{round}"), SHAPE)?);
-            anyhow::Ok(millis)
+            anyhow::Ok((stopped, killed))
         };
         let measured = async {
             let measured = measured.await;
             enough.cancel();
             measured
         };
-        let (millis, published) = tokio::join!(measured, load.steady(&enough));
+        let (measured, published) = tokio::join!(measured, load.steady(&enough));
         published?;
-        kill.push(millis?);
+        let (stopped, killed) = measured?;
+        stop.push(stopped);
+        kill.push(killed);
     }
     progress.set_message("failover, publishing a backlog");
     load.fill().await?;
+    // What a killed worker held is marked for good, and looked up at every later change of
+    // owner. So the kills come last.
     for round in 0..ROUNDS {
         progress.set_message(format!("failover, round {} of {ROUNDS}, prefetched", round + 1));
         settle(connect, 3, true).await?;
-        kill_prefetched.push(killed(connect, &told, &mut fleet).await?);
+        stop_prefetched.push(stopped(connect, &told, &mut fleet, Held::AllWindows).await?);
 
+        settle(connect, 2, true).await?;
         let at = now_us();
-        let name = format!("bench-{}", 4 + 2 * round);
-        let newcomer = told.spawn(connect, &name, SHAPE)?;
+        let newcomer = told.spawn(connect, &format!("bench-joined-{round}"), SHAPE)?;
         let ids: Vec<&WorkerId> = fleet.iter().map(|p| &p.id).chain([&newcomer.id]).collect();
         let won = won_by(connect, &newcomer.id, &ids).await?;
         join.push(moved(&told, &won, at, |who| *who == newcomer.id).await?);
         fleet.push(newcomer);
-
+    }
+    for round in 0..ROUNDS {
+        progress.set_message(format!("failover, round {} of {ROUNDS}, killed", round + 1));
         settle(connect, 3, true).await?;
-        let mut leaver = fleet.remove(0);
-        let owned = owned_by(connect, &leaver.id).await?;
-        let at = now_us();
-        leaver.terminate()?;
-        stopped.push(moved(&told, &owned, at, |who| *who != leaver.id).await?);
-        leaver.child.wait().await?;
-        fleet.push(told.spawn(connect, &format!("bench-{}", 5 + 2 * round), SHAPE)?);
+        kill_prefetched.push(killed(connect, &told, &mut fleet).await?);
+        fleet.push(told.spawn(connect, &format!("bench-killed-{round}"), SHAPE)?);
     }
     load.close().await;
     fleet.iter().try_for_each(Process::terminate)?;
@@ -114,7 +128,8 @@ pub(super) async fn run(
     let failover = Failover {
         kill: median(kill),
         kill_prefetched: median(kill_prefetched),
-        stop: median(stopped),
+        stop: median(stop),
+        stop_prefetched: median(stop_prefetched),
         join: median(join),
         task_ms: SHAPE.task_ms,
     };
@@ -133,6 +148,61 @@ async fn killed(connect: &Connect, told: &Told, fleet: &mut Vec<Process>) -> any
     Ok(millis)
 }
 
+/// What a worker that is stopped holds beside what comes steadily.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// All that one of its partitions gives at once; this fills that window.
+    OneWindow,
+    /// The windows of all partitions are full already.
+    AllWindows,
+}
+
+/// Stops the first worker of the fleet, and measures how long its partitions stand still.
+async fn stopped(
+    connect: &Connect,
+    told: &Told,
+    fleet: &mut Vec<Process>,
+    held: Held,
+) -> anyhow::Result<f64> {
+    let mut leaver = fleet.remove(0);
+    let owned = owned_by(connect, &leaver.id).await?;
+    if held == Held::OneWindow {
+        fill_window(connect, &owned, told).await?;
+    }
+    let at = now_us();
+    leaver.terminate()?;
+    let millis = moved(told, &owned, at, |who| *who != leaver.id).await?;
+    leaver.child.wait().await?;
+    Ok(millis)
+}
+
+/// Publishes tasks of few resources of one of these partitions, until its window is full.
+async fn fill_window(connect: &Connect, owned: &BTreeSet<u32>, told: &Told) -> anyhow::Result<()> {
+    let topology = crate::topology(connect).await?;
+    let Some(partition) = topology.partitions().find(|p| owned.contains(&p.number())) else {
+        bail!("the worker owned no partition");
+    };
+    // The numbers of these resources begin anew, so nobody may have used them.
+    let used = told.all().iter().map(|(_, execution)| execution.resource).max().unwrap_or(0);
+    let unused = spread(&topology, &[partition], WINDOW_LANES, used + 1);
+    let mut load = Load::open(connect, unused).await?;
+    load.publish(u64::from(WINDOW_TASKS) * WINDOW_LANES as u64).await?;
+    load.close().await;
+    // What is executed and not acked yet takes up the window, too, and is not counted.
+    let full = u32::from(topology.prefetch.get()) * 9 / 10;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = crate::status(connect).await?;
+        let seen = status.partitions.iter().find(|p| p.partition == partition);
+        if seen.is_some_and(|p| p.unsettled >= full) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the window of partition {partition} was not filled");
+        }
+    }
+}
+
 /// Publishes to all resources in turn.
 struct Load {
     producer: Producer,
@@ -141,9 +211,8 @@ struct Load {
 }
 
 impl Load {
-    async fn open(connect: &Connect) -> anyhow::Result<Self> {
+    async fn open(connect: &Connect, resources: Vec<u32>) -> anyhow::Result<Self> {
         let producer = Producer::open(connect, ProducerOptions::default()).await?;
-        let resources = evenly_spread(producer.topology());
         Ok(Self { producer, resources, published: 0 })
     }
 
@@ -188,40 +257,42 @@ impl Load {
 /// Of the steady load.
 const PACE: Duration = Duration::from_millis(25);
 
-/// So many resources of each partition.
-fn evenly_spread(topology: &Topology) -> Vec<u32> {
-    let mut lanes = vec![0; topology.partitions().len()];
-    let mut missing = LANES * lanes.len();
-    let mut spread = Vec::with_capacity(missing);
-    for resource in 0.. {
+/// So many resources of each of these partitions, one of each in turn: none waits for tasks
+/// longer than another. Their numbers are at least `first`.
+fn spread(topology: &Topology, partitions: &[PartitionId], lanes: usize, first: u32) -> Vec<u32> {
+    let mut found: BTreeMap<PartitionId, Vec<u32>> =
+        partitions.iter().map(|partition| (*partition, Vec::new())).collect();
+    let mut missing = lanes * found.len();
+    for resource in first.. {
         if missing == 0 {
             break;
         }
-        let partition = topology.partition_of(&resource_name(resource)).number();
-        let lanes = &mut lanes[partition as usize];
-        if *lanes < LANES {
-            (*lanes, missing) = (*lanes + 1, missing - 1);
-            spread.push(resource);
+        let partition = topology.partition_of(&resource_name(resource));
+        if let Some(found) = found.get_mut(&partition)
+            && found.len() < lanes
+        {
+            found.push(resource);
+            missing -= 1;
         }
     }
-    spread
+    (0..lanes).flat_map(|lane| found.values().map(move |found| found[lane])).collect()
 }
 
 /// Waits until so many workers answer, and every partition is consumed; with `busy`,
-/// until every one executes tasks.
+/// until somebody holds tasks of every one.
 async fn settle(connect: &Connect, workers: u32, busy: bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let status = crate::status(connect).await?;
         let settled = status.workers.len() as u32 == workers
             && status.partitions.iter().all(|p| p.consumed)
-            && (!busy || status.partitions.iter().all(|p| p.owner.is_some() && p.running > 0));
+            && (!busy || status.partitions.iter().all(|p| p.owner.is_some() && p.unsettled > 0));
         if settled {
             sleep(CALM).await;
             return Ok(());
         }
         if Instant::now() > deadline {
-            let idle = status.partitions.iter().filter(|p| p.running == 0).count();
+            let idle = status.partitions.iter().filter(|p| p.unsettled == 0).count();
             bail!(
                 "the fleet did not settle: {} workers, {idle} idle partitions",
                 status.workers.len()

@@ -197,15 +197,17 @@ fn print(report: &Report) {
         out!("  raw                    p50 {:>6.2} ms   p99 {:>6.2} ms", l.raw.p50, l.raw.p99);
     }
     if let Some(f) = &report.failover_ms {
-        out!("failover of one of three workers, until its last partition executes elsewhere");
+        let line = |who: &str, ms: f64, load: &str| out!("  {who:<22} {ms:>6.0} ms   ({load})");
         out!(
-            "  killed                 {:>6.0} ms   (tasks of {} ms, steady load)",
-            f.kill,
+            "failover of one of three workers, tasks of {} ms, until its last partition executes \
+             elsewhere",
             f.task_ms
         );
-        out!("  killed                 {:>6.0} ms   (windows full, as below)", f.kill_prefetched);
-        out!("  stopped                {:>6.0} ms", f.stop);
-        out!("  joined                 {:>6.0} ms", f.join);
+        line("killed", f.kill, "steady load");
+        line("killed", f.kill_prefetched, "all windows full");
+        line("stopped", f.stop, "steady load, the window of one of its partitions full");
+        line("stopped", f.stop_prefetched, "all windows full");
+        line("joined", f.join, "all windows full");
     }
     if let Some(m) = &report.memory_mb {
         out!("memory over {} tasks, peak (growth after the first tenth)", grouped(m.tasks));

@@ -25,6 +25,8 @@ const IN_FLIGHT: usize = 1_000;
 pub(super) const PREFETCH: u16 = 256;
 /// Deliveries that the coalescing loop acks as one.
 const ACK_EVERY: u64 = 64;
+/// Before every measurement.
+const REST: Duration = Duration::from_millis(500);
 /// Distinct resources.
 const RESOURCES: u32 = 1_000;
 
@@ -59,7 +61,11 @@ pub(super) async fn run(
     // One unmeasured round warms the broker and the allocator up.
     for round in 0..=bench.rounds {
         for turn in 0..5 {
+            // Back and forth, so that nobody always follows the same one; and with a rest,
+            // since the broker still writes when the last ack has come.
+            let turn = if round % 2 == 0 { turn } else { 4 - turn };
             let who = (round + turn) % 5;
+            tokio::time::sleep(REST).await;
             progress.set_message(format!("throughput, round {round} of {}", bench.rounds));
             let (seconds, found) = match who {
                 0 => ours(bench, connect, Variant::Usual).await?,
