@@ -1,5 +1,6 @@
 //! `keylane dead`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -188,15 +189,15 @@ async fn show(letters: &mut DeadLetters, id: &str, json: bool) -> anyhow::Result
 }
 
 async fn replay(letters: &mut DeadLetters, selection: &Selection) -> anyhow::Result<ExitCode> {
-    let (mut replayed, mut refused) = (0u32, 0u32);
+    let (mut replayed, mut seen, mut refused) = (0u32, Seen::of(selection), false);
     while let Some(letter) = letters.next().await? {
-        if selection.has(&letter) {
+        if seen.has(&letter) {
             let id = letter.id.clone();
             match letters.replay(letter).await {
                 Ok(()) => replayed += 1,
                 Err(error @ crate::ReplayError::NoTask(_)) => {
                     eprintln!("keylane: {}: {error}", id.as_deref().unwrap_or("-"));
-                    refused += 1;
+                    refused = true;
                 }
                 Err(error) => {
                     return Err(error).with_context(|| format!("after {replayed} were replayed"));
@@ -205,25 +206,54 @@ async fn replay(letters: &mut DeadLetters, selection: &Selection) -> anyhow::Res
         }
     }
     out!("replayed {replayed}");
-    Ok(found(replayed + refused, selection, refused > 0))
+    Ok(if seen.is_all() && !refused { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn discard(letters: &mut DeadLetters, selection: &Selection) -> anyhow::Result<ExitCode> {
-    let mut discarded = 0u32;
+    let (mut discarded, mut seen) = (0u32, Seen::of(selection));
     while let Some(letter) = letters.next().await? {
-        if selection.has(&letter) {
+        if seen.has(&letter) {
             letters.discard(letter).await?;
             discarded += 1;
         }
     }
     out!("discarded {discarded}");
-    Ok(found(discarded, selection, false))
+    Ok(if seen.is_all() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Naming one that is not there is a failure; emptying what is empty is not.
-fn found(count: u32, selection: &Selection, failed: bool) -> ExitCode {
-    let all_found = selection.all || count > 0 && count as usize >= selection.ids.len();
-    if all_found && !failed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// What has been found of a selection.
+struct Seen<'a> {
+    selection: &'a Selection,
+    missing: BTreeSet<&'a str>,
+    any: bool,
+}
+
+impl<'a> Seen<'a> {
+    fn of(selection: &'a Selection) -> Self {
+        Self { selection, missing: selection.ids.iter().map(String::as_str).collect(), any: false }
+    }
+
+    fn has(&mut self, letter: &DeadLetter) -> bool {
+        let has = self.selection.has(letter);
+        self.any |= has;
+        if let Some(id) = &letter.id {
+            self.missing.remove(id.as_str());
+        }
+        has
+    }
+
+    /// Whether all was there that was named; says what was not. Emptying what is empty
+    /// is no failure.
+    fn is_all(&self) -> bool {
+        for id in &self.missing {
+            eprintln!("keylane: no dead letter has the task id {id:?}: see `keylane dead list`");
+        }
+        let none = !self.any && !self.selection.all && self.selection.ids.is_empty();
+        if none {
+            eprintln!("keylane: no dead letter is like that: see `keylane dead list`");
+        }
+        self.missing.is_empty() && !none
+    }
 }
 
 /// When it was given up.

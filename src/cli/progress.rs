@@ -28,7 +28,24 @@ pub(super) fn dress(bar: &ProgressBar, template: &str) {
     bar.enable_steady_tick(Duration::from_millis(100));
 }
 
+/// So many of what is named in the singular: `1 task`, `1,234,567 tasks`.
+pub(super) fn counted(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(number))
+}
+
 /// A count with separators: 1234567 is `1,234,567`.
 pub(super) fn grouped(number: u64) -> String {
     indicatif::HumanCount(number).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        let tasks = [0, 1, 2, 1_234_567].map(|number| counted(number, "task"));
+        assert_eq!(tasks, ["0 tasks", "1 task", "2 tasks", "1,234,567 tasks"]);
+    }
 }

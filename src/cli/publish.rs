@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Broker;
 use super::lines::{Fields, Item, read};
 use super::metrics::MetricsArgs;
-use super::progress::{bar, grouped};
+use super::progress::{bar, counted, grouped};
 use super::signals::until_signalled;
 use crate::{Producer, ProducerOptions, Task, TraceContext};
 
@@ -155,7 +155,8 @@ impl Publish {
             }
             if summary.published.is_multiple_of(256) {
                 let rate = summary.published as f64 / started.elapsed().as_secs_f64();
-                progress.set_message(format!("{} tasks, {rate:.0}/s", grouped(summary.published)));
+                progress
+                    .set_message(format!("{}, {rate:.0}/s", counted(summary.published, "task")));
                 progress.set_position(lock(&reading).bytes);
             }
         }
@@ -225,12 +226,12 @@ impl Publish {
         }
         let rate = summary.published as f64 / summary.seconds.max(1e-9);
         let mut text = format!(
-            "published {} tasks in {:.1} s ({rate:.0}/s)",
-            grouped(summary.published),
+            "published {} in {:.1} s ({rate:.0}/s)",
+            counted(summary.published, "task"),
             summary.seconds
         );
         if summary.skipped > 0 {
-            text += &format!("; skipped {} lines that are no task", grouped(summary.skipped));
+            text += &format!("; skipped {} without a task", counted(summary.skipped, "line"));
         }
         if summary.published_again > 0 {
             let again = grouped(summary.published_again);

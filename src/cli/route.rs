@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Broker;
 use super::metrics::MetricsArgs;
+use super::progress::counted;
 use super::signals::until_signalled;
 use super::work::{default_worker_id, parse_duration};
 use crate::{RouterOptions, WorkerId};
@@ -38,8 +39,9 @@ impl Route {
         until_signalled("finishing what is being forwarded", async |shutdown| {
             let summary = crate::route(&connect, options, shutdown).await?;
             eprintln!(
-                "keylane: forwarded {} tasks, {} to the dead letters",
-                summary.executed, summary.dead_lettered
+                "keylane: forwarded {}, {} to the dead letters",
+                counted(summary.executed, "task"),
+                summary.dead_lettered
             );
             Ok(ExitCode::SUCCESS)
         })

@@ -95,7 +95,7 @@ async fn a_line_that_is_no_task_stops_publishing_with_its_number() {
         let path = input.to_str().unwrap().to_owned();
         let ran = user.fails(1, &["publish", &path, "--resource", "/r"], words);
         assert!(ran.err.contains(&format!("{path}, line 3: ")), "{ran:?}");
-        assert!(ran.out.contains("published 1 tasks"), "{ran:?}");
+        assert!(ran.out.contains("published 1 task in"), "{ran:?}");
         let ran = user.run(&["publish", &path, "--resource", "/r", "--skip-invalid", "--json"]);
         assert_eq!(ran.code, Some(3), "{ran:?}");
         assert!(ran.out.starts_with(r#"{"published":2,"skipped":1,"#), "{ran:?}");

@@ -87,7 +87,7 @@ async fn dead_letters_are_shown_replayed_and_discarded() {
     assert_eq!(json["payload"], r#"{"r":"a","id":"a1"}"#);
 
     assert_eq!(user.succeeds(&["dead", "discard", "b1"]).out, "discarded 1\n");
-    assert_eq!(user.run(&["dead", "discard", "b1"]).code, Some(1), "there is none any more");
+    user.fails(1, &["dead", "discard", "b1"], &["no dead letter has the task id \"b1\""]);
     assert_eq!(user.succeeds(&["dead", "replay", "--resource", "a"]).out, "replayed 2\n");
     assert_eq!(dead_letters(&user), Vec::<Value>::new());
     work(&user, &["--exec", "echo $KEYLANE_TASK_ID >>done.log"]);

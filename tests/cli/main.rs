@@ -11,6 +11,7 @@ mod served;
 mod bad_days;
 mod bad_input;
 mod config;
+mod deploy;
 mod handlers;
 mod journal;
 mod security;

@@ -27,11 +27,13 @@ impl User {
     }
 
     pub(crate) fn on(broker: &Broker) -> Self {
-        Self {
-            url: broker.amqp_url().to_owned(),
-            namespace: broker.namespace().to_string(),
-            folder: tempfile::tempdir().expect("a folder"),
-        }
+        Self::at(&broker.amqp_url(), &broker.namespace().to_string())
+    }
+
+    /// There may be no broker at this address.
+    pub(crate) fn at(url: &str, namespace: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        Self { url: url.to_owned(), namespace: namespace.to_owned(), folder }
     }
 
     /// With a topology of so many partitions.

@@ -52,7 +52,7 @@ async fn a_thousand_partitions_and_two_hundred_workers_can_be_read() {
     browser.close().await;
 }
 
-/// `cargo test --test dashboard opens -- --ignored --nocapture`
+/// `cargo test --test dashboard partitions_open -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures: makes 1,024 partitions on a broker"]
 async fn how_fast_a_thousand_partitions_open() {
