@@ -84,7 +84,7 @@ impl Receipt {
     /// # Cancel safety
     /// Nothing is lost: it can be called again.
     pub async fn executed(&self) -> Result<Executed, NotExecuted> {
-        let task = Fingerprint::new(&self.id, Some(&self.origin));
+        let task = Fingerprint::new(&self.id, &self.origin);
         self.executions.wait(task, self.published_at).await
     }
 }
@@ -334,6 +334,8 @@ struct Publishing<'a, S> {
 struct InFlight {
     task: Task,
     sent: u32,
+    /// It is not sent once more, whatever becomes of it.
+    given_up: bool,
     confirmed: Pin<Box<dyn Future<Output = Result<Receipt, PublishError>> + Send>>,
 }
 
@@ -372,10 +374,15 @@ impl<S: Stream<Item = Task>> Publishing<'_, S> {
                     self.send(permit, task, 1).await;
                 }
                 Next::Answer(outcome) => {
-                    let Some(InFlight { task, sent, .. }) = self.window.pop_front() else {
+                    let Some(InFlight { task, sent, given_up, .. }) = self.window.pop_front()
+                    else {
                         continue;
                     };
-                    self.answered(Published { task, outcome, sent }).await;
+                    let published = Published { task, outcome: after(sent, outcome), sent };
+                    match given_up {
+                        true => self.done.push_back(published),
+                        false => self.answered(published).await,
+                    }
                 }
             }
         }
@@ -392,14 +399,26 @@ impl<S: Stream<Item = Task>> Publishing<'_, S> {
                 self.session = Some(pending.sent.session());
                 task.origin = Some(pending.receipt.origin.clone());
                 let confirmed = Box::pin(pending.confirmed());
-                self.window.push_back(InFlight { task, sent, confirmed });
+                self.window.push_back(InFlight { task, sent, given_up: false, confirmed });
             }
             // Behind what is in flight, so that the outcomes keep their order.
             Err(error) => {
-                let confirmed = Box::pin(std::future::ready(Err(error)));
-                self.window.push_back(InFlight { task, sent, confirmed });
+                // The broker was waited for, and did not come.
+                let given_up = matches!(error, PublishError::NotSent(_));
+                self.answer_later(task, sent, given_up, Err(error));
             }
         }
+    }
+
+    fn answer_later(
+        &mut self,
+        task: Task,
+        sent: u32,
+        given_up: bool,
+        outcome: Result<Receipt, PublishError>,
+    ) {
+        let confirmed = Box::pin(std::future::ready(outcome));
+        self.window.push_back(InFlight { task, sent, given_up, confirmed });
     }
 
     async fn answered(&mut self, published: Published) {
@@ -413,23 +432,35 @@ impl<S: Stream<Item = Task>> Publishing<'_, S> {
         // The channel is gone, so everything in flight is answered at once. What
         // it left open goes out again in the old order, before anything new.
         let mut again = vec![published];
-        while let Some(InFlight { task, sent, confirmed }) = self.window.pop_front() {
-            again.push(Published { task, outcome: confirmed.await, sent });
+        while let Some(InFlight { task, sent, confirmed, .. }) = self.window.pop_front() {
+            again.push(Published { task, outcome: after(sent, confirmed.await), sent });
         }
         let count = again.iter().filter(|p| open(p)).count();
         tracing::warn!(
             tasks = count,
             "the connection was lost: publishing again what it left open"
         );
+        let mut given_up = false;
         for published in again {
-            if open(&published) {
+            if open(&published) && !given_up {
                 // Answered and sent again: it has its room without a new permit.
                 self.send(None, published.task, published.sent + 1).await;
+                // Nor will the broker be there for the others.
+                given_up = self.window.back().is_some_and(|last| last.given_up);
             } else {
                 let Published { task, outcome, sent } = published;
-                let confirmed = Box::pin(std::future::ready(outcome));
-                self.window.push_back(InFlight { task, sent, confirmed });
+                self.answer_later(task, sent, given_up, outcome);
             }
         }
     }
+}
+
+/// The outcome of a task that was sent so often. What became of it the last time says
+/// nothing of the times before, of which it may have been published.
+fn after(sent: u32, outcome: Result<Receipt, PublishError>) -> Result<Receipt, PublishError> {
+    outcome.map_err(|error| match sent {
+        0 | 1 => error,
+        _ if error.is_indeterminate() => error,
+        _ => PublishError::Indeterminate { reason: format!("sent again, {error}") },
+    })
 }

@@ -104,6 +104,51 @@ async fn a_deleted_queue_is_unroutable() {
     connection.close(200, "done".into()).await.unwrap();
 }
 
+/// The broker sends some back and confirms many with one answer, as it does when it has a lot
+/// to do; the client library does not tell which is which.
+#[tokio::test]
+async fn of_many_in_flight_just_those_without_a_queue_are_unroutable() {
+    const MANY: u64 = 1_000;
+    const ROUNDS: u64 = 5;
+    let broker = Broker::start().await.unwrap();
+    let (connect, topology) = space(&broker, 2).await;
+    let producer = open(&connect, |_| {}).await;
+    let (connection, channel) = amqp(&broker).await;
+    let gone = connect.namespace().partition(&topology, PartitionId::new(0));
+    let delete = channel.queue_delete(gone.as_str().into(), QueueDeleteOptions::default());
+    delete.await.unwrap();
+
+    let resources = resources(&topology, 1).concat();
+    let mut confirmed = Vec::new();
+    for round in 0..ROUNDS {
+        // All of them wait for it when it goes on.
+        broker.pause().await.unwrap();
+        let goes_on = async {
+            tokio::time::sleep(NOTHING_HAPPENS).await;
+            broker.unpause().await.unwrap();
+        };
+        let tasks = (0..MANY).map(|n| task(&resources[n as usize % 2], round * MANY + n));
+        let mut published = std::pin::pin!(producer.publish_all(stream::iter(tasks)));
+        let answers = async {
+            while let Some(published) = soon("an answer", published.next()).await {
+                let lost = published.task.resource.as_str() == resources[0];
+                match published.outcome {
+                    Ok(_) if !lost => confirmed.push(published.task),
+                    Err(PublishError::Unroutable { .. }) if lost => {}
+                    outcome => panic!("{} {outcome:?}", published.task.resource),
+                }
+            }
+        };
+        tokio::join!(answers, goes_on);
+    }
+    let queue = connect.namespace().partition(&topology, PartitionId::new(1));
+    let stored = take_all(&channel, &queue).await;
+    let stored: Vec<_> = stored.iter().map(|message| message.data.as_slice()).collect();
+    let confirmed: Vec<_> = confirmed.iter().map(|task| task.payload.as_ref()).collect();
+    assert_eq!(confirmed, stored);
+    connection.close(200, "done".into()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_full_queue_nacks() {
     let broker = shared().await;
@@ -276,6 +321,40 @@ async fn a_restart_of_the_broker_loses_no_confirmed_task() {
     let again = Arc::clone(&broker);
     let restart = async move { again.restart().await.unwrap() };
     survive_an_outage(&broker, &connect, topology, restart).await;
+}
+
+/// It may have what it did not confirm, however often that was tried again.
+#[tokio::test]
+async fn what_a_lost_broker_may_have_is_not_called_unpublished() {
+    let broker = Broker::start().await.unwrap();
+    let (connect, _) = space(&broker, 4).await;
+    let patience = Duration::from_secs(2);
+    let producer = open(&connect, |options| options.patience = Some(patience)).await;
+    let tasks = stream::iter((0..).map(|n| task(&format!("r{}", n % 100), n)));
+    let mut published = std::pin::pin!(producer.publish_all(tasks));
+    for _ in 0..2_000 {
+        soon("a confirm", published.next()).await.unwrap().outcome.unwrap();
+    }
+    // It dies while more and more is sent.
+    let killed = tokio::spawn(async move { broker.kill().await.map(|()| broker).unwrap() });
+    // All that was in flight has its outcome soon, and not each after that patience.
+    let mut open = 0;
+    let all = async {
+        while let Some(published) = published.next().await {
+            match published.outcome {
+                Ok(_) => {}
+                Err(error) if published.sent > 1 => {
+                    assert!(error.is_indeterminate(), "{error:?}");
+                    open += 1;
+                }
+                Err(PublishError::NotSent(_)) => break,
+                Err(error) => assert!(error.is_indeterminate(), "{error:?}"),
+            }
+        }
+    };
+    soon("an outcome of all", all).await;
+    assert!(open > 0, "nothing was in flight");
+    killed.await.unwrap();
 }
 
 /// What was in flight is lost here, and the order is that of its second sending.

@@ -296,7 +296,7 @@ pub(crate) async fn confirm_channel(
 }
 
 /// A broker that does not answer a goodbye in this time is not waited for.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Closes a channel; one that is closed already is as good.
 pub(crate) async fn close(channel: &lapin::Channel) {
@@ -309,6 +309,11 @@ pub(crate) async fn close(channel: &lapin::Channel) {
 
 /// Says goodbye, so that the broker's log does not complain.
 pub(crate) async fn close_connection(connection: Connection) {
+    say_goodbye(&connection).await;
+}
+
+/// As [`close_connection`], where the connection stays with its owner.
+pub(super) async fn say_goodbye(connection: &Connection) {
     match tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "the connection was closed already"),

@@ -1,5 +1,6 @@
 //! The broker. The only code that names the client library.
 
+mod answers;
 pub(crate) mod backlog;
 pub(crate) mod claims;
 pub(crate) mod collector;

@@ -6,21 +6,21 @@
 //! where the two must die together.
 
 use std::fmt;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_lite::future::poll_once;
 use futures_lite::{Stream, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
-use tokio::sync::{Mutex, watch};
+use lapin::{BasicProperties, Channel, Connection, Event};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
-use super::connection::{Connect, confirm_channel};
+use super::answers::{Answer, Answers, Label};
+use super::connection::{CLOSE_TIMEOUT, Connect, confirm_channel, say_goodbye};
 use super::consumer::Delivery;
 use super::envelope;
 use super::error::{Error, reply};
@@ -131,21 +131,13 @@ impl fmt::Display for Route {
 }
 
 /// A message that was sent and not answered yet.
+#[derive(Debug)]
 pub(crate) struct Sent {
     session: SessionId,
-    answer: Answer,
+    answer: oneshot::Receiver<Answer>,
     route: Route,
     bytes: usize,
 }
-
-impl fmt::Debug for Sent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sent").field("route", &self.route).field("bytes", &self.bytes).finish()
-    }
-}
-
-/// Writes the message, and waits for the broker's answer to it.
-type Answer = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
 
 impl Sent {
     /// Over which connection.
@@ -158,20 +150,16 @@ impl Sent {
     /// # Cancel safety
     /// The message stays sent; its outcome is forgotten.
     pub(crate) async fn confirmed(self) -> Result<(), PublishError> {
-        match self.answer.await {
-            // A returned message is acked as well: the return is what counts.
-            Ok(Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back))) => {
-                let (to, reply) = (self.route.to_string(), back.reply_text.to_string());
-                Err(PublishError::Unroutable { to, reply })
+        match self.answer.await.unwrap_or(Answer::Lost(None)) {
+            Answer::Confirmed => Ok(()),
+            Answer::Returned { reply } => {
+                Err(PublishError::Unroutable { to: self.route.to_string(), reply })
             }
-            Ok(Confirmation::Ack(None)) => Ok(()),
-            Ok(Confirmation::Nack(None)) => {
-                Err(PublishError::Nacked { to: self.route.to_string() })
+            Answer::Nacked => Err(PublishError::Nacked { to: self.route.to_string() }),
+            Answer::Lost(Some(error)) => Err(lost(&error, &self.route, self.bytes)),
+            Answer::Lost(None) => {
+                Err(PublishError::Indeterminate { reason: "nobody waited for it".to_owned() })
             }
-            Ok(Confirmation::NotRequested) => Err(PublishError::Indeterminate {
-                reason: "publisher confirms are off on this channel".to_owned(),
-            }),
-            Err(error) => Err(lost(&error, &self.route, self.bytes)),
         }
     }
 }
@@ -203,7 +191,7 @@ pub(crate) struct SessionId(u64);
 /// Publishes; connects when first used and whenever the connection is lost.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    connect: Connect,
+    connect: std::sync::Mutex<Connect>,
     role: &'static str,
     /// What must still hold after a reconnect.
     topology: Topology,
@@ -217,6 +205,7 @@ pub(crate) struct Publisher {
 struct Session {
     id: SessionId,
     channel: Arc<Channel>,
+    answers: Answers,
     connection: Connection,
     listener: AbortHandle,
 }
@@ -238,7 +227,7 @@ impl Publisher {
     ) -> Self {
         let (blocked, _) = watch::channel(None);
         Self {
-            connect,
+            connect: std::sync::Mutex::new(connect),
             role,
             topology,
             patience,
@@ -282,28 +271,21 @@ impl Publisher {
         }
         if alive.is_none() {
             *slot = None;
-            *slot = Some(self.reconnect().await?);
+            *slot = Some(Box::pin(self.reconnect()).await?);
         }
         let Some(session) = slot.as_ref() else {
             return Err(PublishError::Indeterminate { reason: "no session".to_owned() });
         };
         let (channel, to, bytes) = (Arc::clone(&session.channel), route.clone(), payload.len());
-        let mut answer: Answer = Box::pin(async move {
+        let Route { exchange, key } = route.clone();
+        let label = Label { exchange, key, id: properties.message_id().clone() };
+        let publishing = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
             let Route { exchange, key } = to;
             channel.basic_publish(exchange, key, options, &payload, properties).await?.await
         });
-        // The first poll puts the frames into the connection's queue, which is
-        // what orders them. Waiting until they are written, one message at a
-        // time, would cost two changes of threads for each.
-        match poll_once(&mut answer).await {
-            Some(Err(error)) => Err(lost(&error, route, bytes)),
-            Some(answered) => {
-                let answer: Answer = Box::pin(std::future::ready(answered));
-                Ok(Sent { session: session.id, answer, route: route.clone(), bytes })
-            }
-            None => Ok(Sent { session: session.id, answer, route: route.clone(), bytes }),
-        }
+        let answer = session.answers.publish(publishing, label).await;
+        Ok(Sent { session: session.id, answer, route: route.clone(), bytes })
     }
 
     /// Sends a task, by that id and from that origin.
@@ -358,11 +340,12 @@ impl Publisher {
     }
 
     async fn session(&self) -> Result<Session, Error> {
-        let connection = self.connect.open(self.role).await?;
-        let stored = topology::read(&connection, self.connect.namespace()).await?;
+        let connect = self.connect.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connection = connect.open(self.role).await?;
+        let stored = topology::read(&connection, connect.namespace()).await?;
         if stored != self.topology {
             return Err(Error::TopologyDiffers {
-                namespace: self.connect.namespace().to_string(),
+                namespace: connect.namespace().to_string(),
                 stored,
                 wanted: self.topology,
             });
@@ -376,15 +359,28 @@ impl Publisher {
         self.blocked.send_replace(None);
         let listener = tokio::spawn(tell_blocked(events, self.blocked.clone())).abort_handle();
         let id = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
-        Ok(Session { id, channel, connection, listener })
+        let answers = Answers::of(Arc::clone(&channel));
+        Ok(Session { id, channel, answers, connection, listener })
     }
 
-    /// Says goodbye. What is not confirmed by then is indeterminate.
+    /// Gives a session up, and connects to the next node. What it left open is
+    /// indeterminate.
+    pub(crate) async fn leave(&self, session: SessionId) {
+        let mut slot = self.session.lock().await;
+        if slot.as_ref().is_some_and(|left| left.id == session) {
+            *slot = None;
+            let mut connect = self.connect.lock().unwrap_or_else(PoisonError::into_inner);
+            *connect = connect.clone().with_next_node_first();
+        }
+    }
+
+    /// Says goodbye. What is not confirmed by then is indeterminate. A broker that is gone,
+    /// or that takes nothing, is not waited for.
     pub(crate) async fn close(&self) {
-        if let Some(session) = self.session.lock().await.take()
-            && let Err(error) = session.connection.close(200, "done".into()).await
-        {
-            tracing::debug!(%error, "the connection was closed already");
+        // Whoever connects has it, for as long as there is nobody to connect to.
+        let Ok(mut session) = timeout(CLOSE_TIMEOUT, self.session.lock()).await else { return };
+        if let Some(session) = session.take() {
+            say_goodbye(&session.connection).await;
         }
     }
 }
