@@ -4,7 +4,9 @@
 //! is asked every second: a worker that has not heard for [`LEASE`] was asleep, and
 //! starts nothing before it has read what it missed. So an order is followed
 //! by all workers [`LEASE`] after it was given, whoever answers or not. A log that
-//! cannot be *read* stops nobody: what is known of it stays in force.
+//! cannot be *read* stops nobody: what is known of it stays in force. Since a worker
+//! that slept finds its question unanswered too, it opens the log anew before it
+//! believes that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,6 +54,8 @@ pub(super) struct Steered {
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// It answers within milliseconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A log that has not ceased to be readable is open within milliseconds.
+const REOPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// An order that somebody has read comes to everybody at about the same time.
 const HEED_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -94,6 +98,11 @@ impl Steered {
         self.checked.subscribe().wait_for(is_current).await.ok();
     }
 
+    /// Whether the broker has said since then that it hands us what comes.
+    fn was_checked(&self, since: Instant) -> bool {
+        matches!(*self.checked.borrow(), Checked::At(at) if at >= since)
+    }
+
     /// Waits a little until the orders up to a position are followed, and says how
     /// far they are.
     pub(super) async fn heed(&self, position: u64) -> Option<u64> {
@@ -130,27 +139,37 @@ impl Steered {
 
     /// Follows the orders until the session ends.
     pub(super) async fn follow<E>(session: Arc<Session<E>>, mut log: Option<OrderLog>) {
-        let steered = &session.steered;
+        let (steered, namespace) = (&session.steered, session.shared.connect.namespace());
         let mut backoff = Backoff::new(None);
         while session.connection.status().connected() {
             let error = match log.take() {
                 Some(mut opened) => {
                     backoff = Backoff::new(None);
+                    let since = Instant::now();
                     steered.show(&opened);
                     let Err(error) = steered.read(&session, &mut opened).await;
-                    error
-                }
-                None => {
-                    let namespace = session.shared.connect.namespace();
-                    match OrderLog::open(&session.connection, namespace).await {
-                        Ok(opened) => {
-                            log = Some(opened);
+                    if steered.was_checked(since) {
+                        tracing::debug!(%error, "reads the orders anew");
+                        let open = OrderLog::open(&session.connection, namespace);
+                        log = timeout(REOPEN_TIMEOUT, open).await.ok().and_then(Result::ok);
+                        if log.is_some() {
                             continue;
                         }
-                        Err(error) => error,
                     }
+                    error
                 }
+                None => match OrderLog::open(&session.connection, namespace).await {
+                    Ok(opened) => {
+                        log = Some(opened);
+                        continue;
+                    }
+                    Err(error) => error,
+                },
             };
+            // The session ends with its connection, and starts nothing on the way.
+            if !session.connection.status().connected() {
+                return;
+            }
             steered.checked.send_replace(Checked::Unreadable);
             let retry_in = backoff.next().unwrap_or_default();
             if matches!(error, Error::SteeringMissing { .. }) {

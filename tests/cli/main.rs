@@ -4,6 +4,10 @@
 #[path = "../dashboard/http.rs"]
 #[allow(dead_code, reason = "no test binary uses all of it")]
 mod http;
+#[path = "../support/proxy.rs"]
+#[allow(dead_code, reason = "no test binary uses all of it")]
+#[allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
+mod proxy;
 #[path = "../dashboard/served.rs"]
 #[allow(dead_code, reason = "no test binary uses all of it")]
 mod served;

@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
+use keylane::testing::Broker;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use url::Url;
 
+use super::proxy::Proxy;
 use super::user::{Ran, Running, User};
 
 const EXEC: &str = r#"echo "$KEYLANE_TASK_ID" >>ran"#;
@@ -120,11 +123,75 @@ async fn what_is_replayed_comes_in_the_order_in_which_it_died() {
 /// It wakes up to find slots that became free, and an order that it has not read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_slept_reads_what_it_missed_before_it_starts_anything() {
+    sleeps_through_a_pause(async |worker, user| {
+        worker.signal("STOP");
+        pause_all(user);
+        worker.signal("CONT");
+    })
+    .await;
+}
+
+/// And a question to the broker whose time is over, though it did answer. That it cannot
+/// read any orders must not be its first thought.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_slept_over_a_question_starts_nothing_either() {
+    let broker = Broker::shared().await.unwrap();
+    let mut url = Url::parse(&broker.amqp_url()).unwrap();
+    let wire = Proxy::to(url.port().unwrap()).await;
+    url.set_port(Some(wire.port)).unwrap();
+    sleeps_through_a_pause_at(url.as_str(), async |worker, user| {
+        // It asks every second, and waits for two.
+        loop {
+            wire.fall_silent();
+            let silent = Instant::now();
+            tokio::time::sleep(Duration::from_millis(1_300)).await;
+            worker.signal("STOP");
+            if silent.elapsed() < Duration::from_millis(1_900) {
+                break;
+            }
+            wire.speak_again();
+            worker.signal("CONT");
+            answers(user, &["status"]);
+        }
+        pause_all(user);
+        worker.signal("CONT");
+        // It finds the time over before the answer.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        wire.speak_again();
+    })
+    .await;
+}
+
+/// Pauses everything, and lets what runs end, while the only worker sleeps.
+fn pause_all(user: &User) {
+    user.file("go", "");
+    let said = json(&user.succeeds(&["pause", "--all", "--json"]));
+    assert_eq!(said["workers"], Value::Array(Vec::new()), "it sleeps");
+    // Longer than others wait for it, shorter than the broker does.
+    std::thread::sleep(Duration::from_secs(7));
+}
+
+/// Waits until a worker answers this command.
+fn answers(user: &User, command: &[&str]) {
+    user.waits_for("an answer", || {
+        let said = json(&user.succeeds(&[command, &["--json"]].concat()));
+        said["workers"].as_array().is_some_and(|workers| workers.len() == 1)
+    });
+}
+
+async fn sleeps_through_a_pause(sleep: impl AsyncFnOnce(&Running, &User)) {
+    let broker = Broker::shared().await.unwrap();
+    sleeps_through_a_pause_at(&broker.amqp_url(), sleep).await;
+}
+
+/// A worker that is connected there holds tasks behind those that run, is put to sleep
+/// while these end and all is paused, and wakes up.
+async fn sleeps_through_a_pause_at(url: &str, sleep: impl AsyncFnOnce(&Running, &User)) {
     const RESOURCES: usize = 8;
     let user = User::with_partitions(8).await;
     let waits = r#"echo "$KEYLANE_TASK_ID" >>ran; until test -e go; do sleep 0.05; done"#;
     // It may sleep long on a busy machine, and must not take its broker for lost.
-    let url = format!("{}?heartbeat=60", user.url);
+    let url = format!("{url}?heartbeat=60");
     let args = ["work", "--exec", waits, "--id", "w", "--log", "off", "--amqp-url", &url];
     let worker = user.starts(&args);
     let ids: Vec<_> = (0..2 * RESOURCES).map(|n| format!("t{n}")).collect();
@@ -136,17 +203,8 @@ async fn a_worker_that_slept_reads_what_it_missed_before_it_starts_anything() {
     user.waits_for("the others are held", || {
         user.status()["partitions"].as_array().unwrap().iter().map(held).sum::<u64>() == 16
     });
-    worker.signal("STOP");
-    user.file("go", "");
-    let said = json(&user.succeeds(&["pause", "--all", "--json"]));
-    assert_eq!(said["workers"], Value::Array(Vec::new()), "it sleeps");
-    // Longer than others wait for it, shorter than the broker does.
-    std::thread::sleep(Duration::from_secs(7));
-    worker.signal("CONT");
-    user.waits_for("an answer", || {
-        let said = json(&user.succeeds(&["pause", "--all", "--json"]));
-        said["workers"].as_array().is_some_and(|workers| workers.len() == 1)
-    });
+    sleep(&worker, &user).await;
+    answers(&user, &["pause", "--all"]);
     assert_eq!(user.lines_of("ran").len(), RESOURCES, "nothing was started");
     user.succeeds(&["resume", "--all"]);
     user.waits_for("the rest", || user.lines_of("ran").len() == 2 * RESOURCES);

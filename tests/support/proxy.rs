@@ -1,17 +1,18 @@
 //! A wire between a worker and its broker that can be cut, or fall silent: nothing
-//! is forwarded any more, and nobody is told.
+//! is forwarded, for a while or for ever, and nobody is told.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Ends with the test's runtime.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
-    silence: CancellationToken,
+    silent: watch::Sender<bool>,
     /// Of the connections that were made since the last cut.
     cut: Arc<Mutex<CancellationToken>>,
 }
@@ -19,10 +20,10 @@ pub(crate) struct Proxy {
 impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let silence = CancellationToken::new();
+        let (silent, silence) = watch::channel(false);
         let cut = Arc::<Mutex<CancellationToken>>::default();
         let port_of_ours = listener.local_addr().unwrap().port();
-        let proxy = Self { port: port_of_ours, silence: silence.clone(), cut: Arc::clone(&cut) };
+        let proxy = Self { port: port_of_ours, silent, cut: Arc::clone(&cut) };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let broker = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -45,21 +46,38 @@ impl Proxy {
 
     /// From now on nothing comes through; the connections stay open.
     pub(crate) fn fall_silent(&self) {
-        self.silence.cancel();
+        self.silent.send_replace(true);
+    }
+
+    /// What was said meanwhile comes through, too.
+    pub(crate) fn speak_again(&self) {
+        self.silent.send_replace(false);
     }
 }
 
-async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, silence: CancellationToken) {
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut silence: watch::Receiver<bool>,
+) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
+        // Both halves are kept, so neither side sees an end.
+        until(&mut silence, false).await;
         tokio::select! {
             biased;
-            // Both halves are kept, so neither side sees an end.
-            () = silence.cancelled() => std::future::pending().await,
+            () = until(&mut silence, true) => {}
             read = from.read(&mut bytes) => match read {
                 Ok(read) if read > 0 && to.write_all(&bytes[..read]).await.is_ok() => {}
                 _ => return,
             },
         }
+    }
+}
+
+/// Stays as it is when the proxy is gone.
+async fn until(silence: &mut watch::Receiver<bool>, silent: bool) {
+    if silence.wait_for(|now| *now == silent).await.is_err() {
+        std::future::pending().await
     }
 }
