@@ -5,7 +5,7 @@
 //! tag. It may be used just for the contiguous front of the window: one task
 //! that still runs must not be acked along with its neighbours.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 /// Names one delivery on one channel; rises with every delivery, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,91 +20,58 @@ pub struct Ack {
     pub multiple: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum State {
-    Unsettled,
-    Done,
-    Acked,
-}
-
-/// The window of deliveries of one channel that the broker still counts as
-/// unsettled.
+/// The deliveries of one channel that the broker still counts as unsettled. It holds no more
+/// than these, however much is delivered and settled behind one that stays.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Settlement {
-    /// Tag of the window's front.
-    front: u64,
-    window: VecDeque<State>,
-    done: usize,
+    /// The last tag that was seen.
+    highest: u64,
+    unsettled: BTreeSet<u64>,
+    /// May be acked, and is not yet.
+    done: BTreeSet<u64>,
 }
 
 impl Settlement {
     /// A delivery arrived. Returns false, and changes nothing, if its tag is
     /// not above every earlier one.
     pub fn deliver(&mut self, tag: DeliveryTag) -> bool {
-        if self.window.is_empty() {
-            if tag.0 < self.front {
-                return false;
-            }
-            self.front = tag.0;
-        }
-        let next = self.front + self.window.len() as u64;
-        if tag.0 < next {
-            return false;
-        }
         // A gap is a tag that something else on this channel got and settled.
-        self.window.extend((next..tag.0).map(|_| State::Acked));
-        self.window.push_back(State::Unsettled);
-        true
+        let is_new = tag.0 > self.highest;
+        if is_new {
+            self.highest = tag.0;
+            self.unsettled.insert(tag.0);
+        }
+        is_new
     }
 
     /// A delivery may be acked now. Returns false, and changes nothing, if it
     /// is unknown or settled already.
     pub fn settle(&mut self, tag: DeliveryTag) -> bool {
-        let index = tag.0.checked_sub(self.front).and_then(|i| usize::try_from(i).ok());
-        match index.and_then(|i| self.window.get_mut(i)) {
-            Some(state @ State::Unsettled) => {
-                *state = State::Done;
-                self.done += 1;
-                true
-            }
-            Some(State::Done | State::Acked) | None => false,
+        let is_unsettled = self.unsettled.remove(&tag.0);
+        if is_unsettled {
+            self.done.insert(tag.0);
         }
+        is_unsettled
     }
 
     /// How many deliveries may be acked and were not yet.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.done
+        self.done.len()
     }
 
     /// The acks that settle all that may be settled, and forgets them: the
     /// front with one, everything behind a gap one by one.
     pub fn take_acks(&mut self) -> Vec<Ack> {
-        let mut acks = Vec::new();
-        if self.done == 0 {
-            return acks;
-        }
-        let (mut last, mut covered) = (None, 0);
-        while let Some(state @ (State::Done | State::Acked)) = self.window.front() {
-            if *state == State::Done {
-                last = Some(DeliveryTag(self.front));
-                covered += 1;
-            }
-            self.window.pop_front();
-            self.front += 1;
-        }
-        acks.extend(last.map(|tag| Ack { tag, multiple: covered > 1 }));
-        self.done -= covered;
-        if self.done > 0 {
-            for (state, tag) in self.window.iter_mut().zip(self.front..) {
-                if *state == State::Done {
-                    *state = State::Acked;
-                    acks.push(Ack { tag: DeliveryTag(tag), multiple: false });
-                }
-            }
-            self.done = 0;
-        }
-        acks
+        let behind = match self.unsettled.first() {
+            Some(first) => self.done.split_off(first),
+            None => BTreeSet::new(),
+        };
+        let front = std::mem::take(&mut self.done);
+        let multiple = front.len() > 1;
+        let front = front.last().map(|tag| Ack { tag: DeliveryTag(*tag), multiple });
+        let behind = behind.into_iter().map(|tag| Ack { tag: DeliveryTag(tag), multiple: false });
+        front.into_iter().chain(behind).collect()
     }
 }
 
@@ -132,7 +99,7 @@ mod tests {
         assert_eq!(window.take_acks(), [ack(3, false)]);
         assert!(window.settle(DeliveryTag(5)));
         assert_eq!(window.take_acks(), [ack(5, false)]);
-        assert!(window.window.is_empty());
+        assert!(window.unsettled.is_empty() && window.done.is_empty());
     }
 
     #[test]
@@ -154,5 +121,17 @@ mod tests {
         assert_eq!(window.take_acks(), [ack(5, true)]);
         assert!(!window.deliver(DeliveryTag(5)));
         assert!(window.deliver(DeliveryTag(6)));
+    }
+
+    #[test]
+    fn one_that_stays_costs_nothing_of_what_is_settled_behind_it() {
+        let mut window = window(1);
+        for tag in 2..10_000 {
+            assert!(window.deliver(DeliveryTag(tag)) && window.settle(DeliveryTag(tag)));
+            assert_eq!(window.take_acks(), [ack(tag, false)]);
+            assert_eq!(window.unsettled.len() + window.done.len(), 1);
+        }
+        assert!(window.settle(DeliveryTag(1)));
+        assert_eq!(window.take_acks(), [ack(1, false)]);
     }
 }
