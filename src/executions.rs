@@ -62,12 +62,18 @@ pub(crate) struct Executions {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: HashMap<Fingerprint, Vec<oneshot::Sender<Answer>>>,
-    /// When the oldest task that is waited for was published.
-    oldest: Option<SystemTime>,
+    waiting: HashMap<Fingerprint, Waiting>,
     known: Known,
     /// Where the follower began, if there is one.
     follower: Option<(SystemTime, AbortHandle)>,
+}
+
+/// Those who wait for one task.
+#[derive(Debug)]
+struct Waiting {
+    /// Where its end is to be looked for.
+    from: SystemTime,
+    askers: Vec<oneshot::Sender<Answer>>,
 }
 
 /// Clocks may differ by half of it, the broker's and ours.
@@ -97,16 +103,15 @@ impl Executions {
                 return answer;
             }
             let (sender, answer) = oneshot::channel();
-            state.waiting.entry(task).or_default().push(sender);
-            state.oldest = Some(state.oldest.map_or(from, |oldest| oldest.min(from)));
+            let nobody = || Waiting { from, askers: Vec::new() };
+            state.waiting.entry(task).or_insert_with(nobody).askers.push(sender);
             // Half of the margin, so that not every task that was published a little
             // earlier than the others begins anew.
             let latest = from + MARGIN / 2;
             let read_past = state.known.forgotten_until >= latest;
             let follows = state.follower.as_ref().is_some_and(|(began, _)| *began <= latest);
             if !follows || read_past {
-                state.known.forgotten_until = UNIX_EPOCH;
-                state.follow(self, from);
+                state.follow(self);
             }
             answer
         };
@@ -130,30 +135,26 @@ impl Executions {
             let task = Fingerprint::of_record(&entry.record);
             let ended_at = UNIX_EPOCH + Duration::from_micros(entry.record.end_us());
             let Some(answer) = answer(entry) else { continue };
-            for waiting in state.waiting.remove(&task).unwrap_or_default() {
+            for asker in state.waiting.remove(&task).into_iter().flat_map(|w| w.askers) {
                 // Who asked may have given up.
-                waiting.send(answer.clone()).ok();
+                asker.send(answer.clone()).ok();
             }
             state.known.insert(task, answer, ended_at);
-        }
-        if state.waiting.is_empty() {
-            state.oldest = None;
         }
     }
 
     fn is_waited_for(&self) -> bool {
         let mut state = self.state();
-        state.waiting.retain(|_, waiting| waiting.iter().any(|sender| !sender.is_closed()));
+        state.waiting.retain(|_, waiting| waiting.askers.iter().any(|asker| !asker.is_closed()));
         !state.waiting.is_empty()
     }
 
     fn fail(&self, error: Error) {
         let error = Arc::new(error);
         let mut state = self.state();
-        for waiting in std::mem::take(&mut state.waiting).into_values().flatten() {
-            waiting.send(Err(NotExecuted::Unknown(Arc::clone(&error)))).ok();
+        for asker in std::mem::take(&mut state.waiting).into_values().flat_map(|w| w.askers) {
+            asker.send(Err(NotExecuted::Unknown(Arc::clone(&error)))).ok();
         }
-        state.oldest = None;
         state.follower = None;
     }
 }
@@ -177,11 +178,15 @@ fn answer(entry: Entry) -> Option<Answer> {
 }
 
 impl State {
-    fn follow(&mut self, executions: &Arc<Executions>, from: SystemTime) {
+    /// Begins, anew if need be, where the end of everything can be found that is waited for.
+    fn follow(&mut self, executions: &Arc<Executions>) {
         if let Some((_, follower)) = self.follower.take() {
             follower.abort();
         }
-        let from = self.oldest.map_or(from, |oldest| oldest.min(from));
+        let from = self.waiting.values().map(|waiting| waiting.from).min();
+        let from = from.unwrap_or_else(SystemTime::now);
+        // What is read now is known again.
+        self.known = Known::default();
         let following = follow(Arc::downgrade(executions), executions.connect.clone(), from);
         self.follower = Some((from, tokio::spawn(following).abort_handle()));
     }
@@ -240,12 +245,13 @@ async fn read(
     Ok(())
 }
 
-/// The last ends, in two generations: the older one is forgotten when the younger
-/// one is full.
+/// The last ends, in two generations: the older one is forgotten when the younger one is
+/// full, and spans as long as it may take until somebody asks.
 #[derive(Debug)]
 struct Known {
     young: HashMap<Fingerprint, Answer>,
     old: HashMap<Fingerprint, Answer>,
+    young_from: Option<SystemTime>,
     young_until: SystemTime,
     old_until: SystemTime,
     /// Ends up to then may have been forgotten.
@@ -257,6 +263,7 @@ impl Default for Known {
         Self {
             young: HashMap::new(),
             old: HashMap::new(),
+            young_from: None,
             young_until: UNIX_EPOCH,
             old_until: UNIX_EPOCH,
             forgotten_until: UNIX_EPOCH,
@@ -266,18 +273,63 @@ impl Default for Known {
 
 impl Known {
     const GENERATION: usize = 16_384;
+    /// Some 20 MB, and ten seconds of 13,000 tasks/s.
+    const MOST: usize = 8 * Self::GENERATION;
 
     fn get(&self, task: &Fingerprint) -> Option<Answer> {
         self.young.get(task).or_else(|| self.old.get(task)).cloned()
     }
 
     fn insert(&mut self, task: Fingerprint, answer: Answer, ended_at: SystemTime) {
-        if self.young.len() == Self::GENERATION {
+        let spans = |from: SystemTime| ended_at.duration_since(from).is_ok_and(|s| s >= MARGIN);
+        let is_full = self.young.len() >= Self::GENERATION;
+        if is_full && self.young_from.is_none_or(spans) || self.young.len() >= Self::MOST {
             self.forgotten_until = self.forgotten_until.max(self.old_until);
             self.old = std::mem::take(&mut self.young);
             self.old_until = self.young_until;
+            self.young_from = None;
         }
+        self.young_from.get_or_insert(ended_at);
         self.young.insert(task, answer);
         self.young_until = self.young_until.max(ended_at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::task::{Origin, TaskId};
+
+    /// So many ends, each so long after the one before.
+    fn known(ends: u64, apart: Duration) -> Known {
+        let id = TaskId::new("t").expect("an id");
+        let mut known = Known::default();
+        for sequence in 0..ends {
+            let origin = Origin { producer: "p".into(), sequence, republished: false };
+            let reason = String::new();
+            let end = UNIX_EPOCH + apart * u32::try_from(sequence).expect("few");
+            let task = Fingerprint::new(&id, &origin);
+            known.insert(task, Err(NotExecuted::DeadLettered { reason }), end);
+        }
+        known
+    }
+
+    #[test]
+    fn who_asks_soon_finds_the_end_however_fast_they_come() {
+        let apart = Duration::from_micros(200);
+        let known = known(150_000, apart);
+        let youngest = UNIX_EPOCH + apart * 150_000;
+        let lasts = youngest.duration_since(known.forgotten_until).expect("later");
+        assert!(lasts >= MARGIN, "{lasts:?}");
+        assert!(known.old.len() + known.young.len() <= 2 * Known::MOST);
+    }
+
+    #[test]
+    fn what_is_known_is_bounded() {
+        assert_eq!(known(100_000, Duration::ZERO).forgotten_until, UNIX_EPOCH);
+        let many = known(400_000, Duration::ZERO);
+        assert!(many.old.len() + many.young.len() <= 2 * Known::MOST);
+        let slow = known(60_000, Duration::from_secs(1));
+        assert!(slow.old.len() + slow.young.len() <= 2 * Known::GENERATION);
     }
 }

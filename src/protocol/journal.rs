@@ -184,40 +184,61 @@ impl Written {
     }
 }
 
-/// Stands for one publish of one task: the same for all its copies.
+/// Stands for one publish of one task: the same for all its copies. One that does not say
+/// where it comes from may share its id with another, of another resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     /// Of the task of this id that came from there.
     #[must_use]
-    pub fn new(id: &TaskId, origin: Option<&Origin>) -> Self {
-        Self::of(id, origin.map(|origin| (origin.producer.as_ref(), origin.sequence)))
+    pub fn new(id: &TaskId, origin: &Origin) -> Self {
+        Self::of(id, &Source::Producer(&origin.producer, origin.sequence))
     }
 
     /// Of a task that its publisher has named. One without an id of its own
     /// cannot be told from another that says the same.
     #[must_use]
     pub fn of_task(task: &Task) -> Option<Self> {
-        Some(Self::new(task.id.as_ref()?, task.origin.as_ref()))
+        let from = match &task.origin {
+            Some(origin) => Source::Producer(&origin.producer, origin.sequence),
+            None => Source::Anywhere(&task.resource),
+        };
+        Some(Self::of(task.id.as_ref()?, &from))
     }
 
     /// Of the task of a record.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
-        Self::of(&record.task, record.producer.as_deref().zip(record.sequence))
+        let from = match record.producer.as_deref().zip(record.sequence) {
+            Some((producer, sequence)) => Source::Producer(producer, sequence),
+            None => Source::Anywhere(&record.resource),
+        };
+        Self::of(&record.task, &from)
     }
 
-    fn of(id: &TaskId, origin: Option<(&str, u64)>) -> Self {
+    fn of(id: &TaskId, from: &Source<'_>) -> Self {
         let mut hash = Xxh3::new();
         hash.update(id.as_str().as_bytes());
-        if let Some((producer, sequence)) = origin {
-            hash.update(&[0]);
-            hash.update(producer.as_bytes());
-            hash.update(&sequence.to_le_bytes());
+        match from {
+            Source::Producer(producer, sequence) => {
+                hash.update(&[0]);
+                hash.update(producer.as_bytes());
+                hash.update(&sequence.to_le_bytes());
+            }
+            Source::Anywhere(resource) => {
+                hash.update(&[1]);
+                hash.update(resource.as_str().as_bytes());
+            }
         }
         Self(hash.digest128().to_le_bytes())
     }
+}
+
+/// What tells two tasks of one id apart.
+enum Source<'a> {
+    Producer(&'a str, u64),
+    Anywhere(&'a Resource),
 }
 
 /// The tasks that some part of the journal records as Executed.

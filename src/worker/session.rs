@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -146,7 +146,8 @@ async fn run_on<E: Execute>(
         beside.spawn(backlog::watch(Arc::clone(&session), queues.clone()));
     }
     let mut owners = JoinSet::new();
-    let (opened_sender, opened) = mpsc::channel(queues.len());
+    // All of them, and the check of the counters, say it once: nobody is held up.
+    let (opened_sender, opened) = mpsc::channel(queues.len() + 1);
     let mut outbids = Vec::new();
     for (index, queue) in queues.into_iter().enumerate() {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -181,10 +182,11 @@ async fn run_on<E: Execute>(
         session.say_goodbye().await;
     }
     session.publisher.close().await;
-    if result.is_ok()
-        && let Err(error) = token::remove(&session.side, &session.pulse).await
-    {
-        tracing::debug!(%error, "the broker removes it later");
+    if result.is_ok() {
+        let removed = timeout(GOODBYE_TIMEOUT, token::remove(&session.side, &session.pulse));
+        if !matches!(removed.await, Ok(Ok(()))) {
+            tracing::debug!(queue = session.pulse, "the broker removes it later");
+        }
     }
     if let Some(session) = Arc::into_inner(session) {
         close_connection(session.side).await;
@@ -192,6 +194,9 @@ async fn run_on<E: Execute>(
     }
     result
 }
+
+/// A broker that takes nothing at the moment does not hold up a worker that leaves.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// So much earlier do owners drain than those who stand by: the broker has enough to do with
 /// what is waited for.

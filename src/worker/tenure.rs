@@ -165,15 +165,21 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 Err(error) => break Err(error),
             }
         };
+        let lost = result.is_err() || self.session.lost.is_cancelled();
+        if lost {
+            // It cannot be acked any more, but the next owner may find it in the journal.
+            self.take_ended();
+        }
         // Handlers first: once the channel is closed, others may start.
         self.counting.aborted(self.running.len());
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
         self.record_aborted();
-        let lost = result.is_err() || self.session.lost.is_cancelled();
         if !lost {
             self.settle().await;
         }
+        // Meanwhile it may have been.
+        let lost = lost || self.session.lost.is_cancelled();
         // What was not executed is still unsettled.
         if self.session.hands_back && !lost {
             let holds = !self.deliveries.is_empty() || self.recording.holds_acks();
@@ -249,8 +255,9 @@ impl<'a, E: Execute> Tenure<'a, E> {
     async fn take(&mut self, event: Event) -> Result<Go, Error> {
         match event {
             Event::Abort => {
-                self.running.abort_all();
                 // What has ended is settled; what runs is not.
+                self.take_ended();
+                self.running.abort_all();
                 self.apply(Input::Flush)?;
                 self.act().await?;
                 self.apply(Input::Lost)?;
@@ -380,6 +387,16 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.apply(Input::Cancel { tag, reason })?;
         }
         Ok(())
+    }
+
+    /// Takes note of all attempts that have ended and were not looked at yet.
+    fn take_ended(&mut self) {
+        while let Some(ended) = self.running.try_join_next_with_id() {
+            // The lanes contradict only if they are given up for it already.
+            if let Err(error) = self.ended(ended) {
+                tracing::debug!(queue = self.queue, %error, "an attempt that ended late");
+            }
+        }
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), Error> {

@@ -136,6 +136,27 @@ async fn a_journal_that_is_gone_holds_up_a_take_over_once() {
     std::fs::remove_file(hold).unwrap();
 }
 
+/// The broker hands out nothing then, and says nothing either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_which_nothing_is_new_is_read_at_once() {
+    let user = User::with_partitions(2).await;
+    for since in ["1h", "1s"] {
+        user.succeeds(&["verify", "--since", since]);
+    }
+    let input = user.file("task.ndjson", "{\"r\":\"r1\"}\n");
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+    let worker = user.starts(&["work", "--exec", EXEC, "--log", "off"]);
+    user.waits_for("an execution", || recorded(&user) == 1);
+    worker.signal("TERM");
+    worker.ends();
+    // The broker counts in whole seconds, and gives what is a little older, too.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    for (since, executed) in [("1s", 0), ("1h", 1)] {
+        let said = json(&user.starts(&["verify", "--since", since, "--json"]).ends());
+        assert_eq!(said["report"]["executed"], executed, "{since}: {said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_and_histories_are_shown() {
     let user = User::with_partitions(4).await;

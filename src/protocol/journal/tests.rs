@@ -469,6 +469,8 @@ fn a_task_is_told_from_another_of_the_same_id() {
     assert_eq!(Fingerprint::of_task(&task), None, "it may be one of many");
     task.id = Some(TaskId::new("t").expect("an id"));
     let mut prints = vec![Fingerprint::of_task(&task)];
+    let other = Task { resource: Resource::new("s").expect("a key"), ..task.clone() };
+    prints.push(Fingerprint::of_task(&other));
     for (producer, sequence) in [("p", 1), ("p", 2), ("q", 1)] {
         let origin = Origin { producer: producer.into(), sequence, republished: false };
         task.origin = Some(origin.clone());
@@ -477,7 +479,7 @@ fn a_task_is_told_from_another_of_the_same_id() {
         assert_eq!(prints.last(), Some(&Fingerprint::of_task(&task)), "a copy");
     }
     let distinct: HashSet<_> = prints.iter().collect();
-    assert_eq!(distinct.len(), 4);
+    assert_eq!(distinct.len(), 5);
 }
 
 #[test]

@@ -3,9 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use futures_lite::StreamExt;
+use futures_lite::future::poll_once;
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, LongString};
 use lapin::{Channel, Connection, Consumer};
+use tokio::time::timeout;
 
 use crate::protocol::journal::Batch;
 use crate::protocol::names::Namespace;
@@ -33,6 +36,8 @@ pub(crate) struct JournalReader {
     last: Option<u64>,
     /// Where we are.
     offset: Option<u64>,
+    /// What came while it was found out whether there is anything.
+    early: Option<Delivery>,
     unacked: u16,
     /// Of the last delivery.
     tag: u64,
@@ -41,11 +46,9 @@ pub(crate) struct JournalReader {
 /// Batches that are on their way, at the most. An ack for every half.
 const CREDIT: u16 = 128;
 
-/// The end of a stream is told by no message. Its last chunk comes at once when
-/// it is asked for; this is a broker that is very busy.
-const LAST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The rest of the last chunk follows at once.
-const CHUNK_TIMEOUT: Duration = Duration::from_millis(200);
+/// Of a stream that has any, the first messages come before the broker's next answer; this is
+/// for a copy of it that has just been started.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl JournalReader {
     /// Opens the journal of a namespace. With `to_end`, it notes where that is
@@ -66,7 +69,7 @@ impl JournalReader {
             }
         };
         let (channel, consumer) = consume(connection, namespace, offset).await?;
-        Ok(Self { channel, consumer, stream, last, offset: None, unacked: 0, tag: 0 })
+        Ok(Self { channel, consumer, stream, last, offset: None, early: None, unacked: 0, tag: 0 })
     }
 
     /// The next batch; what cannot be read is left out, with a warning.
@@ -87,6 +90,10 @@ impl JournalReader {
     /// The next batch of those that were there when it was opened; errors and
     /// cancel safety as in [`JournalReader::next`].
     pub(crate) async fn next_before_end(&mut self) -> Result<Option<Batch>, Error> {
+        if self.offset.is_none() && !self.is_at_end() && !self.has_begun().await? {
+            // Nothing was recorded since.
+            self.last = None;
+        }
         while !self.is_at_end() {
             if let Some(batch) = self.read().await? {
                 return Ok(Some(batch));
@@ -105,11 +112,10 @@ impl JournalReader {
             self.unacked = 0;
             ack.await.doing(format!("read {}", self.stream))?;
         }
-        let delivery = self.consumer.next().await.ok_or_else(|| Error::Broker {
-            doing: format!("read {}", self.stream),
-            source: "the broker ended the reading".into(),
-        })?;
-        let delivery = delivery.doing(format!("read {}", self.stream))?;
+        let delivery = match self.early.take() {
+            Some(delivery) => delivery,
+            None => delivered(self.consumer.next().await, &self.stream)?,
+        };
         self.unacked += 1;
         self.tag = delivery.delivery_tag;
         let offset = envelope::number(&delivery.properties, OFFSET);
@@ -121,6 +127,14 @@ impl JournalReader {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether there is anything to read.
+    async fn has_begun(&mut self) -> Result<bool, Error> {
+        if self.early.is_none() {
+            self.early = first(&self.channel, &mut self.consumer, &self.stream).await?;
+        }
+        Ok(self.early.is_some())
     }
 
     fn is_at_end(&self) -> bool {
@@ -170,17 +184,53 @@ async fn consume(
 async fn last_offset(connection: &Connection, namespace: &Namespace) -> Result<Option<u64>, Error> {
     let last = AMQPValue::LongString(LongString::from("last"));
     let (channel, mut consumer) = consume(connection, namespace, last).await?;
-    let mut offset = None;
-    let mut wait = LAST_TIMEOUT;
-    while let Ok(Some(delivery)) = tokio::time::timeout(wait, consumer.next()).await {
-        let delivery = delivery.doing(format!("read {}", namespace.journal()))?;
+    let (stream, mut offset) = (namespace.journal(), None);
+    let mut next = first(&channel, &mut consumer, &stream).await?;
+    // To the end of the last chunk.
+    while let Some(delivery) = next {
         offset = envelope::number(&delivery.properties, OFFSET);
-        wait = CHUNK_TIMEOUT;
         let ack = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default());
-        ack.await.doing(format!("read {}", namespace.journal()))?;
+        ack.await.doing(format!("read {stream}"))?;
+        next = arrived(&channel, &mut consumer, &stream).await?;
     }
     close(&channel).await;
     Ok(offset.and_then(|offset| u64::try_from(offset).ok()))
+}
+
+/// The first message, if there is one.
+async fn first(
+    channel: &Channel,
+    consumer: &mut Consumer,
+    stream: &str,
+) -> Result<Option<Delivery>, Error> {
+    if let Some(delivery) = arrived(channel, consumer, stream).await? {
+        return Ok(Some(delivery));
+    }
+    match timeout(FIRST_TIMEOUT, consumer.next()).await {
+        Ok(next) => delivered(next, stream).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// What the broker has handed out by now, if anything is left of it. What a stream hands out
+/// comes before the answer to a question on the same channel.
+async fn arrived(
+    channel: &Channel,
+    consumer: &mut Consumer,
+    stream: &str,
+) -> Result<Option<Delivery>, Error> {
+    if let Some(next) = poll_once(consumer.next()).await {
+        return delivered(next, stream).map(Some);
+    }
+    let answer = channel.basic_qos(CREDIT, BasicQosOptions::default()).await;
+    answer.doing(format!("read {stream}"))?;
+    poll_once(consumer.next()).await.map(|next| delivered(next, stream)).transpose()
+}
+
+fn delivered(next: Option<lapin::Result<Delivery>>, stream: &str) -> Result<Delivery, Error> {
+    let doing = || format!("read {stream}");
+    let ended = || Error::Broker { doing: doing(), source: "the broker ended the reading".into() };
+    next.ok_or_else(ended)?.doing(doing())
 }
 
 /// Makes sure that the namespace has a journal.

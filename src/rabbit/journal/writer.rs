@@ -3,6 +3,7 @@
 //! their numbers, and one that is lost is simply written again.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::unacked::{AllUnacked, Unacked};
 use crate::backoff::Backoff;
 use crate::protocol::journal::{Batch, Record};
 use crate::protocol::ownership::WorkerId;
-use crate::rabbit::publisher::{Publisher, Route};
+use crate::rabbit::publisher::{PublishError, Publisher, Route, Sent};
 
 /// Where a record stands among those of its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -168,6 +169,10 @@ impl Journal {
         if timeout(CLOSE_TIMEOUT, written).await.is_err() {
             tracing::warn!("the last records could not be written to the journal");
         }
+        // It may be trying to connect, for ever, and keeps the journal alive.
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
         self.publisher.close().await;
     }
 
@@ -233,6 +238,24 @@ impl Journal {
         self.unacked.lock().unwrap_or_else(PoisonError::into_inner).first()
     }
 
+    /// Waits for the answer. A node that gives none for long, though it could, may be cut
+    /// off from the others: the next one is tried.
+    async fn confirmed(&self, sent: Sent) -> Result<(), PublishError> {
+        let session = sent.session();
+        let mut confirmed = pin!(sent.confirmed());
+        loop {
+            match timeout(PATIENCE, &mut confirmed).await {
+                Ok(answer) => return answer,
+                Err(_) if self.publisher.blocked().borrow().is_some() => {}
+                Err(_) => {
+                    self.publisher.leave(session).await;
+                    let reason = format!("its node gave no answer for {PATIENCE:?}");
+                    return Err(PublishError::Indeterminate { reason });
+                }
+            }
+        }
+    }
+
     /// Publishes a batch until it is confirmed.
     async fn commit(&self, route: &Route, body: Bytes) {
         let deadline = Instant::now() + PATIENCE;
@@ -244,7 +267,7 @@ impl Journal {
                     .with_delivery_mode(2);
                 let sent = self.publisher.send(route, properties, body.clone(), None).await;
                 let result = match sent {
-                    Ok(sent) => sent.confirmed().await,
+                    Ok(sent) => self.confirmed(sent).await,
                     Err(error) => Err(error),
                 };
                 let Err(error) = result else { return };

@@ -144,6 +144,8 @@ impl OrderLog {
 
     /// Waits for the first record; false if there is none.
     async fn first(&mut self) -> Result<bool, Error> {
+        // A broker that is slow is waited for: what there is comes before its answer.
+        self.probe().await?;
         let record = timeout(FIRST_ORDER_TIMEOUT, self.read()).await;
         record.map_or(Ok(false), |record| record.map(|_| true))
     }
