@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::Broker;
+use super::output::printable;
 use super::since::Since;
 use crate::{DeadLetter, DeadLetters};
 
@@ -142,10 +143,10 @@ async fn list(
         if json {
             out!("{}", serde_json::to_string(&letter)?);
         } else {
-            let id = letter.id.as_deref().unwrap_or("-");
-            let resource = letter.resource.as_deref().unwrap_or("-");
-            let attempts = letter.attempts;
-            out!("{}  {id}  {resource}  attempts {attempts}: {}", time(&letter), letter.reason);
+            let id = letter.id.as_deref().unwrap_or("-").escape_debug();
+            let resource = letter.resource.as_deref().unwrap_or("-").escape_debug();
+            let (time, attempts) = (time(&letter), letter.attempts);
+            out!("{time}  {id}  {resource}  attempts {attempts}: {}", printable(&letter.reason));
         }
     }
     if !json && filter.is_empty() && letters.left() > 0 {
@@ -170,7 +171,7 @@ async fn show(letters: &mut DeadLetters, id: &str, json: bool) -> anyhow::Result
         }
         let line = |name: &str, value: Option<&str>| {
             if let Some(value) = value {
-                out!("{name:<13}{value}");
+                out!("{name:<13}{}", printable(value));
             }
         };
         line("task", Some(id));
@@ -182,7 +183,7 @@ async fn show(letters: &mut DeadLetters, id: &str, json: bool) -> anyhow::Result
         line("given up at", Some(&time(&letter)));
         line("from", letter.from.as_deref());
         line("payload", Some(&format!("{} bytes", letter.payload_bytes)));
-        out!("\n{}", String::from_utf8_lossy(&letter.payload));
+        out!("\n{}", printable(&String::from_utf8_lossy(&letter.payload)));
         return Ok(ExitCode::SUCCESS);
     }
     bail!("no dead letter has the task id {id:?}: see `keylane dead list`")

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::Broker;
+use super::output::printable;
 use super::since::{Since, time};
 use crate::protocol::journal::{Entry, Record, Written};
 use crate::{JournalReader, Resource, TaskId, TaskState, find_task};
@@ -141,16 +142,17 @@ fn print(entry: &Entry, json: bool, first: bool) -> anyhow::Result<()> {
     let epoch = epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
     let again = if entry.record.redelivered { " (redelivered)" } else { "" };
     out!(
-        "{:27}  {took:>12}  {:13}  {attempt:>7}  {epoch:>5}  {task:36}  {}{again}",
+        "{:27}  {took:>12}  {:13}  {attempt:>7}  {epoch:>5}  {:36}  {}{again}",
         time(*at_us),
         outcome,
+        printable(task.as_str()),
         entry.worker
     );
     if let Some(reason) = reason {
-        out!("  {}", reason.replace('\n', "\n  "));
+        out!("  {}", printable(reason).replace('\n', "\n  "));
     }
     if let Some(result) = result.as_str() {
-        out!("  result: {result}");
+        out!("  result: {}", printable(result));
     }
     Ok(())
 }

@@ -240,7 +240,7 @@ pub fn main() -> ExitCode {
         Err(error) => return failed(&anyhow::Error::from(error).context("cannot start")),
     };
     let code = match runtime.block_on(args.command.run(&args.broker, args.config)) {
-        Ok(code) => code,
+        Ok(code) => output::ended(code),
         Err(error) => failed(&error),
     };
     // Ends every task at once, and with it every child process; a read of

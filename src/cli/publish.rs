@@ -17,7 +17,7 @@ use super::Broker;
 use super::lines::{Fields, Item, read};
 use super::metrics::MetricsArgs;
 use super::progress::{bar, counted, grouped};
-use super::signals::until_signalled;
+use super::signals::{INTERRUPTED, until_signalled};
 use crate::{Producer, ProducerOptions, Task, TraceContext};
 
 /// Exit code when lines of the input were skipped.
@@ -83,6 +83,8 @@ struct Reading {
     bytes: u64,
     /// Why reading stopped early.
     error: Option<anyhow::Error>,
+    /// It was told to.
+    interrupted: bool,
 }
 
 impl Publish {
@@ -164,15 +166,14 @@ impl Publish {
         blocked.abort();
         progress.finish_and_clear();
         producer.close().await;
-        let (invalid, skipped) = {
-            let mut reading = lock(&reading);
-            (reading.error.take(), reading.skipped)
-        };
+        let Reading { error: invalid, skipped, interrupted, .. } =
+            std::mem::take(&mut *lock(&reading));
         summary.skipped = skipped;
         summary.seconds = started.elapsed().as_secs_f64();
-        self.report(&summary, shutdown.is_cancelled())?;
+        self.report(&summary, interrupted)?;
         match refused.or(invalid) {
             Some(error) => Err(error),
+            None if interrupted => Ok(ExitCode::from(INTERRUPTED)),
             None if skipped > 0 => Ok(ExitCode::from(SKIPPED)),
             None => Ok(ExitCode::SUCCESS),
         }
@@ -193,7 +194,10 @@ impl Publish {
                 loop {
                     let item = tokio::select! {
                         biased;
-                        () = shutdown.cancelled() => return None,
+                        () = shutdown.cancelled() => {
+                            lock(&reading).interrupted = true;
+                            return None;
+                        }
                         item = items.recv() => item?,
                     };
                     let mut reading = lock(&reading);

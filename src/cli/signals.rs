@@ -7,14 +7,14 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Exit code after a second Ctrl-C, as shells have it for SIGINT.
+/// Exit code of what was interrupted, as shells have it for SIGINT.
 pub(super) const INTERRUPTED: u8 = 130;
 
-/// Nobody presses Ctrl-C twice in this time.
+/// Nobody asks twice in this time.
 const SAME_CTRL_C: Duration = Duration::from_millis(200);
 
-/// Runs `work` with a token that the first signal cancels; a second Ctrl-C
-/// drops it, and with it everything it holds.
+/// Runs `work` with a token that the first signal cancels; a second one drops it,
+/// and with it everything it holds.
 pub(super) async fn until_signalled<F>(
     clean_end: &'static str,
     work: impl FnOnce(CancellationToken) -> F,
@@ -31,10 +31,15 @@ where
         eprintln!("keylane: {clean_end}; Ctrl-C again to leave at once");
         // Some launchers pass one Ctrl-C on twice.
         tokio::time::sleep(SAME_CTRL_C).await;
-        match signal(SignalKind::interrupt()) {
-            Ok(mut again) => again.recv().await,
-            Err(_) => interrupt.recv().await,
-        };
+        for (before, kind) in
+            [(&mut interrupt, SignalKind::interrupt()), (&mut terminate, SignalKind::terminate())]
+        {
+            // What came meanwhile is forgotten with the old one.
+            if let Ok(anew) = signal(kind) {
+                *before = anew;
+            }
+        }
+        first(&mut interrupt, &mut terminate).await;
     };
     tokio::select! {
         result = work(shutdown.clone()) => result,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Broker;
 use super::progress::bar;
-use super::signals::until_signalled;
+use super::signals::{INTERRUPTED, until_signalled};
 use super::since::{Since, time};
 use super::work::parse_duration;
 use crate::protocol::journal::{Audit, AuditReport, Batch, Finding};
@@ -74,13 +74,19 @@ impl Verify {
                     self.note(&mut audit, batch, &mut kept)?;
                 }
             };
-            tokio::select! {
-                read = reading => read?,
-                () = shutdown.cancelled() => {}
-            }
+            let read = tokio::select! {
+                read = reading => read.map(|()| true)?,
+                () = shutdown.cancelled() => false,
+            };
             progress.finish_and_clear();
+            let (offset, last) = journal.progress();
             journal.close().await;
-            self.conclude(&audit.report(), &kept)
+            let verdict = self.conclude(&audit.report(), &kept)?;
+            if !read && offset < last {
+                eprintln!("keylane: interrupted before the end: what follows was not checked");
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            Ok(verdict)
         })
         .await
     }

@@ -266,7 +266,11 @@ impl DeadLetters {
             return Ok(None);
         }
         let next = tokio::time::timeout(NEXT_LETTER_TIMEOUT, self.consumer.next()).await;
-        let Ok(Some(delivery)) = next else { return Ok(None) };
+        let Ok(delivery) = next else { return Ok(None) };
+        let delivery = delivery.ok_or_else(|| Error::Broker {
+            doing: format!("read {}", self.queue),
+            source: "the broker ended the reading".into(),
+        })?;
         let delivery = delivery.doing(format!("read {}", self.queue))?;
         self.left -= 1;
         self.kept += 1;

@@ -73,6 +73,50 @@ async fn a_publisher_waits_while_the_broker_takes_nothing_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_ends_though_its_broker_is_gone() {
+    let broker = Broker::start().await.unwrap();
+    let user = User::on(&broker);
+    user.succeeds(&["init", "--partitions", "2"]);
+    let input = user.file("tasks.ndjson", "{\"r\":1}\n{\"r\":2}\n");
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+    let worker = user.starts(&["work", "--exec", "echo x >>ran; sleep 600", "--log", "off"]);
+    user.waits_for("both run", || user.lines_of("ran").len() == 2);
+    broker.kill().await.unwrap();
+    // What was aborted is to be recorded, and there is nobody who would take it.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    worker.signal("TERM");
+    worker.ends();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_publish_says_so_and_is_no_success() {
+    let user = User::new().await;
+    user.succeeds(&["init", "--partitions", "2"]);
+    let mut command = user.command(&["publish", "--resource", "/r", "--log", "off"]);
+    command.stdin(Stdio::piped());
+    let mut publisher = Running(command.spawn().unwrap());
+    publisher.types("{\"r\":1}\n");
+    let ready = |p: &serde_json::Value| p["ready"].as_u64().unwrap();
+    user.waits_for("the first task", || {
+        user.status()["partitions"].as_array().unwrap().iter().map(ready).sum::<u64>() == 1
+    });
+    publisher.signal("TERM");
+    let ran = publisher.ends();
+    assert_eq!(ran.code, Some(130), "{ran:?}");
+    assert!(ran.out.contains("published 1 task in") && ran.out.contains("interrupted"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_printed_is_no_success() {
+    let user = User::with_partitions(2).await;
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ran = user.command(&["status"]).stdout(full()).output().unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("cannot write to standard output").count(), 1, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_stands_still_is_named() {
     let user = User::with_partitions(2).await;
     let properties = lapin::ConnectionProperties::default();

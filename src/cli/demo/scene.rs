@@ -64,8 +64,13 @@ impl Scene {
             }
         };
         let id = uuid::Uuid::now_v7().simple().to_string();
-        // The last digits are random.
-        let namespace = Namespace::new(format!("demo-{}", &id[id.len() - 8..]))?;
+        // The last digits are random. What is removed in the end must be nobody else's, so
+        // a namespace that was chosen only begins the name.
+        let purpose = format!("demo-{}", &id[id.len() - 8..]);
+        let namespace = match &broker.namespace {
+            usual if *usual == Namespace::default() => Namespace::new(purpose)?,
+            chosen => Namespace::new(format!("{chosen}-{purpose}"))?,
+        };
         let connect = connect.with_namespace(namespace.clone());
         let queues = Queues::new(connect.clone().with_name("keylane demo"), demo.naive);
         Ok(Self { source, queues, namespace, connect, started, scratch })
