@@ -12,6 +12,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use serde::Serialize;
+use tokio::time::sleep;
 
 use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
@@ -178,6 +179,11 @@ const WINDOW: u32 = 10_000;
 /// somebody else.
 const NEXT_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Letters that were given back just now, or whose queue gets another leader, are
+/// not counted for a moment.
+const LOOKS: u32 = 3;
+const LOOK_PACE: Duration = Duration::from_millis(100);
+
 /// The dead letters, oldest first.
 ///
 /// Each letter that is taken is hidden from others until [`DeadLetters::close`]
@@ -222,7 +228,16 @@ impl DeadLetters {
         let channel = connection.create_channel().await.doing("open a channel")?;
         let queue = namespace.dead();
         let missing = || Error::TopologyMissing { namespace: namespace.to_string() };
-        let (left, _) = counts(&channel, &queue).await?.ok_or_else(missing)?;
+        let mut left = 0;
+        for look in 0..LOOKS {
+            if look > 0 {
+                sleep(LOOK_PACE).await;
+            }
+            (left, _) = counts(&channel, &queue).await?.ok_or_else(missing)?;
+            if left > 0 {
+                break;
+            }
+        }
         // All of them count as left, where no more than a window's are wanted.
         let left = if most < WINDOW { left.min(most) } else { left };
         let window = left.clamp(1, WINDOW) as u16;
