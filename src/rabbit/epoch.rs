@@ -119,8 +119,10 @@ pub(crate) async fn check(
 
 /// Who else could have the counters of a namespace at this moment.
 pub(super) enum Others {
-    /// Nobody: it has no record yet, so no worker has begun.
+    /// Nobody: nothing of it is there.
     None,
+    /// No worker, since it has no record yet. But an `init` that died may have left counters.
+    Init,
     /// Workers. `existing` says which of the counters' queues exist.
     Workers {
         /// By partition.
@@ -138,11 +140,25 @@ impl Others {
         Ok(Self::Workers { existing: existing(connection, namespace, topology).await? })
     }
 
-    /// Whether the counter of this partition may be away just now.
-    pub(super) fn may_have(&self, partition: u32) -> bool {
+    /// Those who were here before there was a record.
+    pub(super) async fn before(
+        connection: &Connection,
+        namespace: &Namespace,
+    ) -> Result<Self, Error> {
+        let channel = connection.create_channel().await.doing("open a channel")?;
+        // It is declared before all counters.
+        let left = counts(&channel, &namespace.dead()).await?.is_some();
+        close(&channel).await;
+        Ok(if left { Self::Init } else { Self::None })
+    }
+
+    /// For how long the counter of this partition may not be seen although it is there.
+    pub(super) fn patience(&self, partition: u32) -> Duration {
         match self {
-            Self::None => false,
-            Self::Workers { existing } => existing.get(partition as usize).is_some_and(|e| *e),
+            Self::Workers { existing } if existing.get(partition as usize) == Some(&true) => AWAY,
+            // It has just been made.
+            Self::None | Self::Workers { .. } => Duration::ZERO,
+            Self::Init => UNSEEN,
         }
     }
 }
@@ -150,18 +166,27 @@ impl Others {
 /// A worker has the counter for a millisecond. One that dies in it, or is
 /// paused, has it until the broker notices: after two heartbeats, 20 s.
 const AWAY: Duration = Duration::from_secs(30);
+
+/// The broker says of a queue whose leader does not answer, or is being elected, that it is
+/// empty. That takes a second or two.
+const UNSEEN: Duration = Duration::from_secs(3);
+
 const AWAY_PACE: Duration = Duration::from_millis(100);
 
 /// Declares the queue of a counter and puts the counter in, unless it is there.
 /// Two counters would be none, so only one caller at a time does this, with
-/// [`lock`]; on a channel with confirms. `held`: a worker may have it.
-pub(super) async fn establish(channel: &Channel, queue: &str, held: bool) -> Result<(), Error> {
+/// [`lock`]; on a channel with confirms. `patience`: as [`Others::patience`] has it.
+pub(super) async fn establish(
+    channel: &Channel,
+    queue: &str,
+    patience: Duration,
+) -> Result<(), Error> {
     let arguments = arguments([
         ("x-queue-type", AMQPValue::LongString(LongString::from("quorum"))),
         // Before 4.3 every mint counts, and 20 would be the end.
         ("x-delivery-limit", AMQPValue::LongInt(-1)),
     ]);
-    let deadline = Instant::now() + AWAY;
+    let deadline = Instant::now() + patience;
     loop {
         let durable = QueueDeclareOptions { durable: true, ..Default::default() };
         let declared = channel.queue_declare(queue.into(), durable, arguments.clone()).await;
@@ -169,7 +194,7 @@ pub(super) async fn establish(channel: &Channel, queue: &str, held: bool) -> Res
         if declared.message_count() > 0 {
             return Ok(());
         }
-        if !held || Instant::now() > deadline {
+        if Instant::now() >= deadline {
             break;
         }
         sleep(AWAY_PACE).await;

@@ -100,7 +100,7 @@ async fn declare(
             check(namespace, stored, wanted)?;
             Others::of(connection, namespace, &stored).await?
         }
-        Err(Error::TopologyMissing { .. }) => Others::None,
+        Err(Error::TopologyMissing { .. }) => Others::before(connection, namespace).await?,
         Err(error) => return Err(error),
     };
     declare_queues(connection, namespace, &wanted, retention, &others).await?;
@@ -156,13 +156,13 @@ async fn declare_queues(
     for chunk in (0..topology.partitions.get()).collect::<Vec<_>>().chunks(CHUNK) {
         let channel = confirm_channel(connection).await?;
         let (namespace, topology) = (namespace.clone(), *topology);
-        let chunk: Vec<_> = chunk.iter().map(|n| (*n, others.may_have(*n))).collect();
+        let chunk: Vec<_> = chunk.iter().map(|n| (*n, others.patience(*n))).collect();
         declaring.spawn(async move {
-            for (number, held) in chunk {
+            for (number, patience) in chunk {
                 let partition = PartitionId::new(number);
                 declare_partition(&channel, &namespace, &topology, partition).await?;
                 let counter = Namespace::epoch(&namespace.partition(&topology, partition));
-                epoch::establish(&channel, &counter, held).await?;
+                epoch::establish(&channel, &counter, patience).await?;
             }
             close(&channel).await;
             Ok(())
