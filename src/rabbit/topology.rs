@@ -83,9 +83,10 @@ pub async fn topology(connect: &Connect) -> Result<Topology, Error> {
     result
 }
 
-/// A stream that has a record shows it within milliseconds. One that has none
-/// was left by an `init` that died half-way, or is being written now.
-const FIRST_RECORD_TIMEOUT: Duration = Duration::from_secs(2);
+/// A stream that has a record shows it within milliseconds; under load, after a
+/// restart of the broker, within seconds, and whoever gives up then ends for good.
+/// One that has none was left by an `init` that died half-way, or is being written now.
+const FIRST_RECORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 async fn declare(
     connection: &Connection,
