@@ -24,13 +24,18 @@ const TASKS: u32 = 60;
 /// without order may otherwise come to it last, and then there is nothing to take over.
 const TRAP: u32 = 10;
 
-/// How long the trap's handler takes by itself: time to find and hit its process, and well
-/// below every lease.
-const HOLD_MS: u64 = 800;
+/// How long the trap's handler takes by itself: time to find and hit its process, on a busy
+/// machine too, and below every lease.
+const HOLD_MS: u64 = 1_500;
 
-/// A resource that has not moved by then does not, as long as its holder is paused. Several
-/// times the leases, and the time that RabbitMQ takes to miss a worker of keylane here.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A resource that has not moved by then does not, as long as its holder is paused. Many times
+/// the leases, and the time that RabbitMQ takes to miss a worker of keylane here: a machine may
+/// have much else to do.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The same, where nothing is expected to move. Several times the leases, so that what moves
+/// all the same is seen.
+const STILL: Duration = Duration::from_secs(10);
 
 /// Executions of others before a paused holder goes on: it comes back to a state that has
 /// moved on.
@@ -118,7 +123,9 @@ pub async fn run(
             contestant.publish(&plan, before).await.context("cannot publish")?;
             let hit = hit(&mut fleet, &mut record, stress).await?;
             contestant.publish(&plan, behind).await.context("cannot publish")?;
-            moved_ms = taken_over(&mut fleet, &mut record, stress, hit).await?;
+            let still = stress != Stress::Kill && contestant.about().stands_still;
+            let patience = if still { STILL } else { PATIENCE };
+            moved_ms = taken_over(&mut fleet, &mut record, stress, hit, patience).await?;
         }
         Stress::Opposite => {
             // The two that meet have the locks to themselves first.
@@ -192,11 +199,12 @@ async fn taken_over(
     record: &mut Record,
     stress: Stress,
     hit: Hit,
+    patience: Duration,
 ) -> anyhow::Result<Option<f64>> {
     let (mut moved_ms, mut overtaken) = (None, 0);
     let enough = if stress == Stress::Kill { 1 } else { OVERTAKEN_BY };
-    while overtaken < enough && since(hit.at_us) < PATIENCE {
-        let left = PATIENCE.saturating_sub(since(hit.at_us));
+    while overtaken < enough && since(hit.at_us) < patience {
+        let left = patience.saturating_sub(since(hit.at_us));
         let Some((worker, told)) = fleet.next(Instant::now() + left).await? else { break };
         record.note(&told);
         let Told::Executed { start_us, .. } = told else { continue };

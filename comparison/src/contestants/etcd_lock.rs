@@ -25,6 +25,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::Token("the revision of the lock's key"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

@@ -25,6 +25,7 @@ const ABOUT: About = About {
     exclusive: false,
     ordered: false,
     fence: Fence::Inherent("the revision check itself"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

@@ -29,6 +29,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: true,
     fence: Fence::Token("the epoch of the partition's owner"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

@@ -58,6 +58,9 @@ pub struct About {
     pub ordered: bool,
     /// What stops a stale write, if there is something.
     pub fence: Fence,
+    /// Nobody takes a resource from a holder that is paused, however long that lasts.
+    #[serde(skip)]
+    pub stands_still: bool,
     /// Runs the transfers only; on all else it is the same as another one.
     pub transfers_only: bool,
     /// Workers talk to each other.

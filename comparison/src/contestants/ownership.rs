@@ -35,6 +35,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::Token("the revision of the claim"),
+    stands_still: false,
     transfers_only: false,
     meshed: true,
 };

@@ -36,6 +36,7 @@ const PER_TASK: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::None,
+    stands_still: true,
     transfers_only: false,
     meshed: false,
 };

@@ -26,6 +26,7 @@ const ABOUT: About = About {
     exclusive: false,
     ordered: false,
     fence: Fence::Inherent("the version check itself"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

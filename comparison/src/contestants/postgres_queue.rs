@@ -35,6 +35,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: true,
     fence: Fence::Inherent("one transaction for lock, state and task"),
+    stands_still: true,
     transfers_only: false,
     meshed: false,
 };

@@ -29,6 +29,7 @@ const ABOUT: About = About {
     exclusive: false,
     ordered: false,
     fence: Fence::Inherent("the comparison itself"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

@@ -26,6 +26,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::Token("a counter beside the lock, raised in the same script"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

@@ -32,6 +32,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::None,
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };

@@ -30,6 +30,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::None,
+    stands_still: true,
     transfers_only: false,
     meshed: true,
 };

@@ -29,6 +29,7 @@ const ABOUT: About = About {
     exclusive: true,
     ordered: false,
     fence: Fence::Token("the transaction number of the lock's node"),
+    stands_still: false,
     transfers_only: false,
     meshed: false,
 };
