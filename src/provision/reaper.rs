@@ -7,8 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a clean-up may hold up its owner: Docker takes a second to remove a
-/// container, ten when its disk is busy. The clean-up itself is not cut short.
-const REAP_TIMEOUT: Duration = Duration::from_secs(30);
+/// container, ten and more when its disk is busy, and a cluster has three. The
+/// clean-up itself is not cut short.
+const REAP_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Pause between two looks whether the clean-up is done; it takes 300 ms or more.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
