@@ -18,8 +18,8 @@ use lapin::BasicProperties;
 use lapin::options::QueueDeleteOptions;
 
 use support::{
-    Gate, Record, Worker, amqp, await_dead_letters, broker, count, eventually, named, publish, put,
-    resources, set_consumer_timeout, soon, space, task, tasks,
+    Gate, Record, Worker, amqp, await_dead_letters, broker, count, eventually, named,
+    open_dead_letters, publish, put, resources, set_consumer_timeout, soon, space, task, tasks,
 };
 
 const BY: &str = "anna@ops";
@@ -42,10 +42,10 @@ fn runs_of(record: &Record, resource: &str) -> usize {
     record.runs().iter().filter(|run| run.resource == resource).count()
 }
 
-/// A worker that has read all orders, since it answers.
-async fn await_worker(connect: &Connect) {
-    eventually("a worker that answers", async || {
-        (!status(connect).await.unwrap().workers.is_empty()).then_some(())
+/// So many workers that have read all orders, since they answer.
+async fn await_workers(connect: &Connect, count: usize) {
+    eventually("workers that answer", async || {
+        (status(connect).await.ok()?.workers.len() == count).then_some(())
     })
     .await;
 }
@@ -69,20 +69,23 @@ async fn a_paused_resource_waits(broker: &Broker) {
         ["one", "two"].map(|name| Worker::start(&connect, named(name), quick(&record, name)));
     publish(&connect, tasks(&resources, 5)).await;
     record.until_executed(resources.len() * 5).await;
+    await_workers(&connect, 2).await;
 
-    let steered = pause(&connect, resource(held), BY).await.unwrap();
-    let names: Vec<_> = steered.workers.iter().map(ToString::to_string).collect();
-    assert_eq!((steered.changed, names), (true, vec!["one".to_owned(), "two".to_owned()]));
-    assert!(!pause(&connect, resource(held), BY).await.unwrap().changed, "it is paused already");
+    assert!(pause(&connect, resource(held), BY).await.unwrap().changed);
+    // Who answers late obeys, and is not named.
+    eventually("both follow", async || {
+        let again = pause(&connect, resource(held), BY).await.unwrap();
+        assert!(!again.changed, "it is paused already");
+        let names: Vec<_> = again.workers.iter().map(ToString::to_string).collect();
+        (names == ["one", "two"]).then_some(())
+    })
+    .await;
     let more: Vec<Task> = (5..10).flat_map(|n| resources.iter().map(move |r| task(r, n))).collect();
     publish(&connect, more).await;
     record.until_executed(5 + others.len() * 10).await;
     // A newcomer takes over what it wins, and what it holds of the paused resource.
     let third = Worker::start(&connect, named("three"), quick(&record, "three"));
-    eventually("three workers", async || {
-        (status(&connect).await.unwrap().workers.len() == 3).then_some(())
-    })
-    .await;
+    await_workers(&connect, 3).await;
     let [one, two] = workers;
     one.drain().await;
     assert_eq!(runs_of(&record, held), 5, "it is paused");
@@ -135,12 +138,16 @@ async fn everything_can_be_paused_and_what_runs_finishes() {
     let worker = Worker::start(&connect, named("w"), handler);
     publish(&connect, tasks(&resources, 3)).await;
     record.until("both run", |runs| runs.len() == 2).await;
-    assert_eq!(pause(&connect, Scope::All, BY).await.unwrap().workers.len(), 1);
+    eventually("the worker follows", async || {
+        let steered = pause(&connect, Scope::All, BY).await.unwrap();
+        (steered.workers.len() == 1).then_some(())
+    })
+    .await;
     gate.open();
     record.until_executed(2).await;
     eventually("all of it is held", async || {
-        let seen = status(&connect).await.unwrap();
-        let held = &seen.workers[0].partitions;
+        let seen = status(&connect).await.ok()?;
+        let held = &seen.workers.first()?.partitions;
         (held.len() == 2 && held.iter().all(|h| (h.unsettled, h.paused) == (2, 2))).then_some(())
     })
     .await;
@@ -158,7 +165,7 @@ async fn no_order_is_lost_among_others() {
     let (connect, _) = space(broker, 1).await;
     let record = Record::default();
     let worker = Worker::start(&connect, named("w"), quick(&record, "w"));
-    await_worker(&connect).await;
+    await_workers(&connect, 1).await;
     let orders = (0..ORDERS).map(|n| {
         let connect = connect.clone();
         tokio::spawn(async move { pause(&connect, resource(&format!("r{n}")), BY).await })
@@ -172,8 +179,12 @@ async fn no_order_is_lost_among_others() {
     let log = format!("{}.steering", connect.namespace());
     put(&channel, &log, BasicProperties::default(), b"nonsense").await;
     connection.close(200, "done".into()).await.unwrap();
-    let steered = resume(&connect, resource("r3"), BY).await.unwrap();
-    assert_eq!((steered.steering.resources.len(), steered.workers.len()), (ORDERS - 1, 1));
+    eventually("the worker follows", async || {
+        let steered = resume(&connect, resource("r3"), BY).await.unwrap();
+        assert_eq!(steered.steering.resources.len(), ORDERS - 1);
+        (steered.workers.len() == 1).then_some(())
+    })
+    .await;
     let held = (0..ORDERS).map(|n| format!("r{n}")).collect::<Vec<_>>();
     publish(&connect, tasks(&held, 1)).await;
     record.until("the one that was resumed", |runs| runs.len() == 1).await;
@@ -214,7 +225,7 @@ async fn without_a_log_work_goes_on_and_orders_say_what_to_do() {
     // With one, the worker that runs follows it.
     init(&connect, count(1)).await.unwrap();
     eventually("the worker follows", async || {
-        let steered = pause(&connect, resource("a"), BY).await.unwrap();
+        let steered = pause(&connect, resource("a"), BY).await.ok()?;
         (!steered.workers.is_empty()).then_some(())
     })
     .await;
@@ -272,7 +283,7 @@ async fn a_cancelled_task_never_starts_and_the_next_one_does() {
     calls.until(&["t0"]).await;
 
     let cancelled = cancel(&connect, &id("t1"), None, None, BY).await.unwrap();
-    assert_eq!((cancelled.changed, cancelled.workers.len()), (true, 1));
+    assert!(cancelled.changed);
     let late = cancel(&connect, &id("t0"), None, None, BY).await.unwrap_err();
     let CancelError::TooLate { trace } = late else { panic!("{late}") };
     assert_eq!(trace.state, TaskState::Executing);
@@ -293,7 +304,7 @@ async fn a_cancelled_task_never_starts_and_the_next_one_does() {
 
     // A replay withdraws it.
     assert_eq!(await_dead_letters(&connect, 1).await[0].reason, "cancelled by anna@ops");
-    let mut dead = keylane::DeadLetters::open(&connect).await.unwrap();
+    let mut dead = open_dead_letters(&connect, 1).await;
     let letter = dead.next().await.unwrap().unwrap();
     dead.replay(letter).await.unwrap();
     dead.close().await;
@@ -376,7 +387,7 @@ async fn a_window_full_of_paused_tasks_holds_up_the_others_and_is_named() {
     publish(&connect, [task("other", 0)]).await;
     let full = Cause::ResourcesPaused { worker: named("w").id, tasks: 5, window_full: true };
     eventually("a full window", async || {
-        let seen = status(&connect).await.unwrap();
+        let seen = status(&connect).await.ok()?;
         (seen.partitions[0].cause.as_ref() == Some(&full)).then_some(())
     })
     .await;
@@ -403,7 +414,7 @@ async fn a_pause_that_outlasts_the_consumer_timeout_loses_nothing() {
     record.until("what is free", |runs| runs.len() == 5).await;
     let mut owners = Vec::new();
     eventually("it is taken from one, and from the other", async || {
-        let seen = status(&connect).await.unwrap();
+        let seen = status(&connect).await.ok()?;
         let holder = seen.partitions[0].owner.clone().filter(|_| seen.partitions[0].unsettled == 5);
         if let Some(holder) = holder
             && owners.last() != Some(&holder)

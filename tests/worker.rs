@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use keylane::testing::{Broker, Version};
 use keylane::{
-    Connect, DeadLetters, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId,
-    Topology, WorkerOptions, handler_fn, init, status, work,
+    Connect, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId, Topology,
+    WorkerOptions, handler_fn, init, status, work,
 };
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, LongString};
@@ -25,8 +25,9 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use support::{
-    End, Gate, Record, Worker, amqp, await_dead_letters, broker, connect, count, dead_letters,
-    eventually, header, named, publish, put, rabbitmqctl, space, task, tasks,
+    End, Gate, Record, TOOL_INTERVAL, Worker, amqp, await_dead_letters, broker, connect, count,
+    dead_letters, eventually, header, named, open_dead_letters, publish, put, rabbitmqctl, space,
+    task, tasks,
 };
 
 async fn shared() -> &'static Broker {
@@ -56,7 +57,7 @@ async fn a_worker_that_was_deaf_hears_again() {
     let (connect, _) = space(broker, 1).await;
     let worker = Worker::start(&connect, named("w"), handler_fn(async |_| Ok(())));
     let reports = async || {
-        let workers = status(&connect).await.unwrap().workers;
+        let workers = status(&connect).await.ok()?.workers;
         (workers.len() == 1).then_some(())
     };
     eventually("its report", reports).await;
@@ -65,8 +66,11 @@ async fn a_worker_that_was_deaf_hears_again() {
     let ear = eventually("one ear", async || {
         let names = rabbitmqctl(broker, &["list_queues", "--no-table-headers", "name"]).await;
         let mut ears = names.lines().filter(|name| name.starts_with(&prefix));
-        let ear = ears.next().map(str::to_owned);
-        ear.filter(|_| ears.next().is_none())
+        let ear = ears.next().filter(|_| ears.next().is_none());
+        if ear.is_none() {
+            tokio::time::sleep(TOOL_INTERVAL).await;
+        }
+        ear.map(str::to_owned)
     })
     .await;
     let delete = format!(
@@ -211,20 +215,22 @@ async fn a_slow_resource_delays_nobody_within_the_prefetch() {
     });
     let worker = Worker::start(&connect, named("w"), handler);
     record.until_executed(150).await;
-    let seen = status(&connect).await.unwrap();
-    assert_eq!(seen.partitions[0].unsettled, 40, "the slow ones only");
-    assert_eq!(seen.partitions[0].running, 1);
+    eventually("the slow ones only", async || {
+        let seen = status(&connect).await.ok()?;
+        ((seen.partitions[0].unsettled, seen.partitions[0].running) == (40, 1)).then_some(())
+    })
+    .await;
     assert_eq!(record.runs().iter().filter(|run| run.resource == "slow").count(), 1);
 
     // A lane that fills the window does delay the others: that is the bound.
     publish(&connect, (40..60).map(|sequence| task("slow", sequence))).await;
     publish(&connect, [task("a", 50)]).await;
-    let full = eventually("a full window", async || {
-        let seen = status(&connect).await.unwrap();
-        (seen.partitions[0].unsettled == u32::from(PREFETCH.get())).then_some(seen)
+    eventually("a full window, and the broker keeps the rest", async || {
+        let seen = status(&connect).await.ok()?;
+        let window = u32::from(PREFETCH.get());
+        ((seen.partitions[0].unsettled, seen.partitions[0].ready) == (window, 11)).then_some(())
     })
     .await;
-    assert_eq!(full.partitions[0].ready, 11, "the broker keeps the rest");
     gate.open();
     record.until_executed(211).await;
     record.assert_once();
@@ -296,13 +302,19 @@ async fn dead_letters_are_listed_replayed_and_discarded_in_order() {
     let (connection, channel) = amqp(broker).await;
     put(&channel, &connect.namespace().dead(), BasicProperties::default(), b"4").await;
 
-    let payloads = async || -> Vec<Bytes> {
-        dead_letters(&connect).await.into_iter().map(|letter| letter.payload).collect()
+    // What was looked at comes back a moment after the look.
+    let await_payloads = async |what: &str, wanted: &[&'static str]| {
+        eventually(what, async || {
+            let letters = dead_letters(&connect).await.into_iter();
+            let payloads: Vec<Bytes> = letters.map(|letter| letter.payload).collect();
+            (payloads == wanted).then_some(())
+        })
+        .await;
     };
-    assert_eq!(payloads().await, ["0", "1", "2", "3", "4"]);
-    assert_eq!(payloads().await, ["0", "1", "2", "3", "4"], "looking changes nothing");
+    await_payloads("all of them", &["0", "1", "2", "3", "4"]).await;
+    await_payloads("all of them: looking changes nothing", &["0", "1", "2", "3", "4"]).await;
 
-    let mut dead = DeadLetters::open(&connect).await.unwrap();
+    let mut dead = open_dead_letters(&connect, 5).await;
     assert_eq!(dead.left(), 5);
     let zero = dead.next().await.unwrap().unwrap();
     dead.replay(zero).await.unwrap();
@@ -317,7 +329,7 @@ async fn dead_letters_are_listed_replayed_and_discarded_in_order() {
     assert!(dead.next().await.unwrap().is_none());
     drop(one);
     dead.close().await;
-    assert_eq!(payloads().await, ["1", "4"], "what was neither replayed nor discarded");
+    await_payloads("what was neither replayed nor discarded", &["1", "4"]).await;
 
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = seen.clone();

@@ -35,6 +35,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at something that tells nobody when it changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The same after a look with the broker's tools, each of which starts an Erlang of its own: it
+/// slows down what is waited for.
+pub(crate) const TOOL_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The result of a future that must not take for ever.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let result = tokio::time::timeout(PATIENCE, future).await;
@@ -148,11 +152,20 @@ pub(crate) async fn put(
     assert!(matches!(confirm, lapin::Confirmation::Ack(None)), "{confirm:?}");
 }
 
-/// How many messages of a queue nobody holds.
+/// How many messages of a queue nobody holds. The broker says none, too, when the queue's leader
+/// does not answer in time, so that is asked again.
 pub(crate) async fn ready(channel: &Channel, queue: &str) -> u32 {
     let look = QueueDeclareOptions { passive: true, ..Default::default() };
-    let found = channel.queue_declare(queue.into(), look, FieldTable::default()).await.unwrap();
-    found.message_count()
+    for again in (0..3).rev() {
+        let found = channel.queue_declare(queue.into(), look, FieldTable::default()).await.unwrap();
+        if found.message_count() > 0 {
+            return found.message_count();
+        }
+        if again > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    0
 }
 
 /// Everything that a queue holds, taken out of it. Getting is not possible from
@@ -233,6 +246,12 @@ pub(crate) async fn restart_server(broker: &Broker, queue: &str) {
 /// Cuts the connections whose name contains `part`, and nobody else's. One that
 /// has not said who it is yet has no properties.
 pub(crate) async fn cut_connections(broker: &Broker, part: &str) {
+    let cut = try_cut_connections(broker, part).await;
+    assert!(cut, "no connection of {part} was cut");
+}
+
+/// The same; says whether there was one.
+pub(crate) async fn try_cut_connections(broker: &Broker, part: &str) -> bool {
     let cut = format!(
         "Named = fun({{<<\"connection_name\">>, _, Name}}) ->
                 binary:match(Name, <<\"{part}\">>) =/= nomatch;
@@ -242,8 +261,7 @@ pub(crate) async fn cut_connections(broker: &Broker, part: &str) {
             || [{{pid, Pid}}, {{client_properties, Properties}}] <- All,
             is_list(Properties), lists:any(Named, Properties)]."
     );
-    let done = rabbitmqctl(broker, &["eval", &cut]).await;
-    assert!(done.contains("ok"), "no connection of {part} was cut: {done}");
+    rabbitmqctl(broker, &["eval", &cut]).await.contains("ok")
 }
 
 /// The dead letters, left where they are.
@@ -266,6 +284,20 @@ pub(crate) async fn await_dead_letters(connect: &Connect, count: usize) -> Vec<D
     .await
 }
 
+/// The dead letters to take from, as soon as so many are there: what was looked at comes back a
+/// moment after the look.
+pub(crate) async fn open_dead_letters(connect: &Connect, count: u32) -> DeadLetters {
+    eventually(&format!("{count} dead letters"), async || {
+        let dead = DeadLetters::open(connect).await.unwrap();
+        if dead.left() >= count {
+            return Some(dead);
+        }
+        dead.close().await;
+        None
+    })
+    .await
+}
+
 /// Waits until every queue of this kind (`.g1.p`, `.inbox`) has so many
 /// consumers, standbys included.
 pub(crate) async fn await_consumers(broker: &Broker, connect: &Connect, kind: &str, count: u32) {
@@ -277,7 +309,11 @@ pub(crate) async fn await_consumers(broker: &Broker, connect: &Connect, kind: &s
     eventually(&format!("{count} consumers"), async || {
         let list = rabbitmqctl(broker, &["list_queues", "name", "consumers"]).await;
         let mut queues = list.lines().filter(of_kind).peekable();
-        (queues.peek().is_some() && queues.all(|line| line.ends_with(&end))).then_some(())
+        if queues.peek().is_some() && queues.all(|line| line.ends_with(&end)) {
+            return Some(());
+        }
+        tokio::time::sleep(TOOL_INTERVAL).await;
+        None
     })
     .await;
 }
@@ -301,10 +337,11 @@ impl Worker {
         Self { shutdown, task }
     }
 
-    /// Asks it to finish, and gives it time to hear that: other threads do.
+    /// Asks it to finish, and gives it time to hear that: other threads do, on a
+    /// busy machine later.
     pub(crate) async fn shut_down(&self) {
         self.shutdown.cancel();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
     }
 
     /// Waits for its end.
