@@ -19,11 +19,11 @@ use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
 use support::{
-    Gate, Record, Worker, amqp, await_consumers, broker, count, cut_connections, eventually, named,
-    publish, resources, restart_server, set_consumer_timeout, soon, space, task, tasks,
+    End, Gate, Record, Worker, amqp, await_consumers, broker, count, cut_connections, eventually,
+    named, publish, resources, restart_server, set_consumer_timeout, soon, space, task, tasks,
 };
 
-/// Looks until something is told, and gives it.
+/// Looks until something is told. A slow worker has more told on the way to it.
 struct Looks {
     connect: Connect,
     watch: Watch,
@@ -36,36 +36,26 @@ impl Looks {
         Self { connect: connect.clone(), watch, began: Instant::now() }
     }
 
-    async fn next(&mut self) -> Event {
-        let looking = async {
-            loop {
-                let seen = status(&self.connect).await.unwrap();
-                let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
-                if let Some(event) = self.watch.note(now, seen.looks()).pop() {
-                    return event;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
-        soon("something to tell", looking).await
+    async fn told(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) {
+        eventually(what, async || {
+            let seen = status(&self.connect).await.ok()?;
+            let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
+            self.watch.note(now, seen.looks()).iter().any(&wanted).then_some(())
+        })
+        .await;
     }
 
-    async fn stalled(&mut self) -> Cause {
-        match self.next().await {
-            Event::Stalled { cause, .. } => cause,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits for this cause. What is on the way to it may be told as well.
     async fn until(&mut self, wanted: &Cause) {
-        let told = |event| matches!(event, Event::Stalled { cause, .. } if cause == *wanted);
-        while !told(self.next().await) {}
+        self.until_like(&format!("{wanted:?}"), |cause| cause == wanted).await;
+    }
+
+    async fn until_like(&mut self, what: &str, wanted: impl Fn(&Cause) -> bool) {
+        let stalls = |event: &Event| matches!(event, Event::Stalled { cause, .. } if wanted(cause));
+        self.told(what, stalls).await;
     }
 
     async fn moves(&mut self) {
-        let event = self.next().await;
-        assert!(matches!(event, Event::Moves { .. }), "{event:?}");
+        self.told("that it moves", |event| matches!(event, Event::Moves { .. })).await;
     }
 }
 
@@ -74,9 +64,9 @@ async fn what_nobody_consumes_and_what_is_paused_is_told_until_it_goes_on() {
     let (connect, _) = space(broker(Version::V4_3).await, 1).await;
     publish(&connect, [task("a", 0), task("a", 1)]).await;
     let mut looks = Looks::new(&connect);
-    assert_eq!(looks.stalled().await, Cause::NotConsumed);
+    looks.until(&Cause::NotConsumed).await;
     pause(&connect, Scope::Partition(PartitionId::new(0)), "anna").await.unwrap();
-    assert_eq!(looks.stalled().await, Cause::Paused);
+    looks.until(&Cause::Paused).await;
     let record = Record::default();
     let worker = Worker::start(&connect, named("w"), record.handler("w", async |_| Ok(())));
     pause(&connect, Scope::Resource(Resource::new("a").unwrap()), "anna").await.unwrap();
@@ -109,14 +99,17 @@ async fn what_waits_for_a_retry_or_for_a_slot_is_told() {
     });
     let worker = Worker::start(&connect, WorkerOptions { slots: 1, ..named("w") }, handler);
     publish(&connect, [task(&fails, 0)]).await;
+    record.until("it fails", |runs| runs.iter().any(|run| run.end == Some(End::Failed))).await;
     let mut looks = Looks::new(&connect);
-    let cause = looks.stalled().await;
-    let Cause::Retrying { worker: who, tasks: 1, next_in_ms } = &cause else { panic!("{cause:?}") };
-    assert!(who.as_str() == "w" && (1..=20_000).contains(next_in_ms), "{cause:?}");
+    let retries = |cause: &Cause| {
+        let Cause::Retrying { worker, tasks: 1, next_in_ms } = cause else { return false };
+        worker.as_str() == "w" && (1..=20_000).contains(next_in_ms)
+    };
+    looks.until_like("a retry in 20 s", retries).await;
     // The only slot is taken by the other partition when the retry is due.
     publish(&connect, [task(&long, 0)]).await;
     record.until("it runs", |runs| runs.iter().any(|run| run.resource == long)).await;
-    assert_eq!(looks.stalled().await, Cause::NoSlot { worker: named("w").id });
+    looks.until(&Cause::NoSlot { worker: named("w").id }).await;
     gate.open();
     record.until_executed(2).await;
     worker.drain().await;
@@ -155,8 +148,8 @@ async fn a_queue_whose_consumers_have_all_timed_out_goes_on_with_a_new_one() {
         }
         assert_eq!(held, 5, "its window");
     }
-    let cause = Looks::new(&connect).stalled().await;
-    assert!(matches!(cause, Cause::NotConsumed | Cause::NotHandedOut), "{cause:?}");
+    let stuck = |cause: &Cause| matches!(cause, Cause::NotConsumed | Cause::NotHandedOut);
+    Looks::new(&connect).until_like("a queue that is stuck", stuck).await;
     assert!(channel.status().connected() && standby.status().connected());
 
     let record = Record::default();
@@ -213,7 +206,7 @@ async fn a_ghost_is_named_and_no_consumer_cures_it() {
     worker.drain().await;
     worker = modest();
     eventually("it consumes", async || {
-        (!status(&connect).await.unwrap().workers.is_empty()).then_some(())
+        (!status(&connect).await.ok()?.workers.is_empty()).then_some(())
     })
     .await;
     let queue = connect.namespace().partition(&topology, PartitionId::new(0));
