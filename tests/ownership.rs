@@ -121,7 +121,7 @@ fn partitions_of(topology: &Topology, runs: &[Run], worker: &str) -> BTreeSet<Pa
 /// Waits until the broker has handed out so many deliveries of every partition.
 async fn await_prefetched(connect: &Connect, each: u32) {
     eventually("deliveries", async || {
-        let status = status(connect).await.unwrap();
+        let status = status(connect).await.ok()?;
         status.partitions.iter().all(|p| p.unsettled >= each).then_some(())
     })
     .await;
@@ -161,7 +161,10 @@ async fn a_newcomer_takes_over_what_it_wins_and_soon(broker: &Broker) {
     record.until("the take-over", |runs| partitions_of(&topology, runs, "newcomer") == wins).await;
     let took = joined.elapsed();
     assert!(took < TAKE_OVER, "{took:?}");
-    assert_eq!(owners(&status(&connect).await.unwrap()), favourites);
+    eventually("the same in a status", async || {
+        (owners(&status(&connect).await.ok()?) == favourites).then_some(())
+    })
+    .await;
 
     hurry.open();
     record.until_executed(total).await;
@@ -278,8 +281,7 @@ async fn a_partition_that_is_given_up_holds_no_slot(broker: &Broker) {
         }
     }
     eventually("deliveries", async || {
-        let held: u32 =
-            status(&connect).await.unwrap().partitions.iter().map(|p| p.unsettled).sum();
+        let held: u32 = status(&connect).await.ok()?.partitions.iter().map(|p| p.unsettled).sum();
         (held == 4).then_some(())
     })
     .await;
@@ -393,12 +395,12 @@ async fn a_drained_worker_begins_nothing_in_an_idle_partition(broker: &Broker) {
     let leaver = Worker::start(&connect, options("leaver"), leaver);
     publish(&connect, [task(&busy, 0), task(&idle, 0)]).await;
     eventually("one runs, of the other is nothing left", async || {
-        let held: u32 =
-            status(&connect).await.unwrap().partitions.iter().map(|p| p.unsettled).sum();
+        let held: u32 = status(&connect).await.ok()?.partitions.iter().map(|p| p.unsettled).sum();
         (record.runs().len() == 2 && held == 1).then_some(())
     })
     .await;
-    tokio::join!(leaver.shut_down(), publish(&connect, [task(&idle, 1)]));
+    leaver.shut_down().await;
+    publish(&connect, [task(&idle, 1)]).await;
     gate.open();
     assert_eq!(leaver.ended().await.executed, 2, "what had begun before");
 
@@ -445,7 +447,7 @@ async fn a_dropped_worker_is_replaced(broker: &Broker) {
     let again = runs.iter().filter(|run| run.worker == "heir" && run.sequence == 10);
     assert_eq!(again.filter(|run| run.redelivered).count(), resources.len());
     let left = eventually("the victim's last report", async || {
-        let status = status(&connect).await.unwrap();
+        let status = status(&connect).await.ok()?;
         (status.workers.len() == 1).then_some(status)
     })
     .await;
@@ -536,7 +538,7 @@ async fn a_ghost_is_seen_and_cured(broker: &Broker) {
     let all = total + publish(&connect, more).await.len();
     let executed = record.runs().len();
     eventually("a partition that stands still", async || {
-        let seen = status(&connect).await.unwrap();
+        let seen = status(&connect).await.ok()?;
         (seen.workers.len() == 1 && seen.partitions[0].waits()).then_some(())
     })
     .await;
@@ -553,7 +555,7 @@ async fn a_ghost_is_seen_and_cured(broker: &Broker) {
 async fn a_silent_broker_ends_what_runs_before_others_begin(broker: &Broker) {
     /// The broker may have heard of the worker half a heartbeat before the wire
     /// died, and waits for two. So long the library waits as well.
-    const EARLIEST: Duration = Duration::from_secs(6);
+    const EARLIEST: Duration = Duration::from_secs(15);
     let (connect, topology) = space(broker, 4).await;
     let resources = resources(&topology, 2).concat();
     let total = publish(&connect, tasks(&resources, 5)).await.len();
@@ -562,7 +564,7 @@ async fn a_silent_broker_ends_what_runs_before_others_begin(broker: &Broker) {
     let proxy = Proxy::to(url.port().unwrap()).await;
     let mut through = url.clone();
     through.set_port(Some(proxy.port)).unwrap();
-    through.set_query(Some("heartbeat=4"));
+    through.set_query(Some("heartbeat=10"));
     let through = Connect::new(through).unwrap().with_namespace(connect.namespace().clone());
     let handler = record.handler("far", async |_| std::future::pending().await);
     let far = Worker::start(&through, options("far"), handler);
