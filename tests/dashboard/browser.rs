@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use url::{ParseError, Url};
 
-use super::programs::program;
+use super::programs::{free_port, program};
 
 /// Nothing that is waited for takes longer, on a slow machine under load.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -59,7 +58,7 @@ impl WebDriverCompatibleCommand for ChromeCommand {
 impl Browser {
     pub(crate) async fn start() -> Self {
         let profile = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let (chromium, driver) =
             (program("chromium", "chromium"), program("chromedriver", "chromium-driver"));
         let process = Command::new(driver)

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
+use std::hash::{BuildHasher, RandomState};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -14,6 +16,15 @@ pub(crate) fn program(name: &str, package: &str) -> PathBuf {
         assert!(installed.success(), "{name} is missing: apt-get install {package}");
         find(name).unwrap_or_else(|| panic!("{package} has no {name}"))
     })
+}
+
+/// A port of 127.0.0.1 that nothing listens on. Not one that the kernel would give to an outgoing
+/// connection (32768 and up), which might have it before the program does.
+pub(crate) fn free_port() -> u16 {
+    // Every state has keys of its own, from the system's randomness.
+    let random = || 20_000 + (RandomState::new().hash_one(0) % 12_000) as u16;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..100).map(|_| random()).find(free).expect("a free port")
 }
 
 fn find(name: &str) -> Option<PathBuf> {

@@ -4,11 +4,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::eventually;
+use super::programs::free_port;
 pub(crate) use super::programs::program;
 
 /// A server that a test has started; killed with the test.
@@ -27,10 +27,6 @@ impl Drop for Store {
         Command::new("kill").args([self.signal, &pid]).status().ok();
         self.child.wait().ok();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Redis, empty.
