@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use keylane::testing::Broker;
@@ -96,8 +97,17 @@ impl User {
         Running(self.command(args).spawn().expect("keylane starts"))
     }
 
+    /// Asked again if need be: a broker that has just been restarted, and everybody who waits for
+    /// something, may need another look.
     pub(crate) fn status(&self) -> Value {
-        serde_json::from_str(&self.succeeds(&["status", "--json"]).out).expect("JSON")
+        let mut seen = None;
+        self.waits_for("a status", || {
+            let ran = self.run(&["status", "--json"]);
+            assert!(!ran.err.contains("panicked"), "{ran:?}");
+            seen = (ran.code == Some(0)).then_some(ran.out);
+            seen.is_some()
+        });
+        serde_json::from_str(&seen.expect("it was waited for")).expect("JSON")
     }
 
     /// Waits until no task is ready or unsettled. One look is not enough: what
@@ -164,22 +174,28 @@ impl Running {
     }
 
     pub(crate) fn ends(mut self) -> Ran {
+        // Read all the while, or it would wait for room in a full pipe, and never end.
+        let (out, err) = (read(self.0.stdout.take()), read(self.0.stderr.take()));
         let deadline = Instant::now() + PATIENCE;
         while self.0.try_wait().expect("a child").is_none() {
             assert!(Instant::now() < deadline, "it does not end");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut ran = Ran { code: None, out: String::new(), err: String::new() };
-        use std::io::Read;
-        ran.code = self.0.wait().expect("it has ended").code();
-        if let Some(out) = &mut self.0.stdout {
-            out.read_to_string(&mut ran.out).expect("UTF-8");
-        }
-        if let Some(err) = &mut self.0.stderr {
-            err.read_to_string(&mut ran.err).expect("UTF-8");
-        }
-        ran
+        let code = self.0.wait().expect("it has ended").code();
+        let text = |read: JoinHandle<String>| read.join().expect("UTF-8");
+        Ran { code, out: text(out), err: text(err) }
     }
+}
+
+/// Reads a pipe to its end; one that is taken, or was never made, is empty.
+fn read(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        if let Some(mut pipe) = pipe {
+            pipe.read_to_string(&mut text).expect("UTF-8");
+        }
+        text
+    })
 }
 
 impl Drop for Running {

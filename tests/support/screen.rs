@@ -87,8 +87,11 @@ impl Screen {
             std::thread::sleep(Duration::from_millis(50));
         };
         assert!(status.success(), "{status:?}");
-        self.until("the screen before", || !self.seen.lock().unwrap().screen().alternate_screen());
-        assert!(!self.seen.lock().unwrap().screen().hide_cursor(), "no cursor");
+        // Its last words may still be on the way to us.
+        self.until("the screen before, with a cursor", || {
+            let seen = self.seen.lock().unwrap();
+            !seen.screen().alternate_screen() && !seen.screen().hide_cursor()
+        });
         let modes = self.master.get_termios().unwrap();
         let flags = format!("{:?}", modes.local_flags);
         assert!(["ICANON", "ECHO", "ISIG"].iter().all(|flag| flags.contains(flag)), "raw: {flags}");
