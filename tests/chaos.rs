@@ -93,9 +93,10 @@ impl Fleet {
         self.joins += 1;
     }
 
-    fn drain(&mut self, index: usize) {
+    async fn drain(&mut self, index: usize) {
         let child = self.alive.swap_remove(index);
         let pid = Pid::from_raw(child.id().unwrap() as i32).unwrap();
+        eventually("a worker that listens", async || hears_of_its_end(pid).then_some(())).await;
         kill_process(pid, Signal::TERM).unwrap();
         self.draining.push(child);
         self.drains += 1;
@@ -111,13 +112,22 @@ impl Fleet {
     /// Everybody drains, and ends well.
     async fn end(&mut self) {
         while !self.alive.is_empty() {
-            self.drain(0);
+            self.drain(0).await;
         }
         for mut child in self.draining.drain(..) {
             let status = soon("the end of a worker", child.wait()).await.unwrap();
             assert!(status.success(), "a drained worker ended with {status}");
         }
     }
+}
+
+/// Whether a process handles SIGTERM yet. Before that, it does not drain, but dies of it.
+fn hears_of_its_end(pid: Pid) -> bool {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let status = std::fs::read_to_string(path).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+    caught & 1 << (Signal::TERM.as_raw() - 1) != 0
 }
 
 /// What the logs say, of all workers together.
@@ -217,9 +227,9 @@ async fn every_task_once_at_a_time_and_in_order() {
         let index = chance.below(fleet.alive.len() as u64) as usize;
         match (fleet.alive.len(), chance.below(3)) {
             (..=1, _) => fleet.join(),
-            (6.., 0 | 1) => fleet.drain(index),
+            (6.., 0 | 1) => fleet.drain(index).await,
             (_, 0) => fleet.join(),
-            (_, 1) => fleet.drain(index),
+            (_, 1) => fleet.drain(index).await,
             _ => {
                 fleet.kill(index).await;
                 fleet.join();

@@ -101,9 +101,16 @@ async fn every_file_is_rebuilt_while_workers_die() {
 async fn competing_consumers_corrupt_files() {
     let broker = Broker::shared().await.expect("a broker");
     let place = Place::new(&PLAN);
-    let mut demo = place.demo(&broker.amqp_url());
-    let report = report(demo.arg("--naive")).await;
-    assert_eq!(report["mode"], "naive", "{report}");
+    // Whether two of them meet is chance, and less likely on a machine that gives them little.
+    let mut report = Value::Null;
+    for _ in 0..5 {
+        let mut demo = place.demo(&broker.amqp_url());
+        report = self::report(demo.arg("--naive")).await;
+        assert_eq!(report["mode"], "naive", "{report}");
+        if report["violations"].as_u64() > Some(0) {
+            break;
+        }
+    }
     assert!(report["violations"].as_u64() > Some(0), "{report}");
     let first = report["corruptions"][0].as_str().expect("a corruption");
     assert!(first.contains("expected"), "{first}");

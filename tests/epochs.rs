@@ -405,7 +405,7 @@ async fn a_namespace_without_counters_gets_them() {
     let asked = Instant::now();
     init(&connect, count(2)).await.unwrap();
     assert!(
-        asked.elapsed() < Duration::from_secs(10),
+        asked.elapsed() < Duration::from_secs(25),
         "nobody could have them: {:?}",
         asked.elapsed()
     );

@@ -295,9 +295,7 @@ impl Prometheus {
              scrape_configs:\n- job_name: keylane\n  static_configs: [{{targets: {targets:?}}}]\n"
         );
         std::fs::write(&config, text).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap().to_string();
-        drop(free);
+        let address = format!("127.0.0.1:{}", support::programs::free_port());
         let program: PathBuf = support::stores::program("prometheus", "prometheus");
         let process = Command::new(program)
             .arg(format!("--config.file={}", config.display()))
@@ -533,7 +531,6 @@ async fn status_names_the_resource_that_is_hot() {
     let share = found["attempts"].as_f64().unwrap();
     assert!((0.4..=0.6).contains(&share), "{status}");
     assert!(hot.len() <= 10, "{status}");
-    let shown = user.succeeds(&["status"]).out;
     let row = |line: &str| line.trim_start().starts_with("hot ") && line.contains("w1");
-    assert!(shown.lines().any(row), "{shown}");
+    user.waits_for("a row of it", || user.succeeds(&["status"]).out.lines().any(row));
 }

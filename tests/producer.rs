@@ -279,9 +279,9 @@ async fn publishing_waits_while_the_broker_cannot() {
     }
 
     // A broker without memory says so, and takes it all when it has some.
-    rabbitmqctl(&broker, &["set_vm_memory_high_watermark", "0.00001"]).await;
     let mut blocked = producer.blocked();
     assert_eq!(*blocked.borrow(), None);
+    rabbitmqctl(&broker, &["set_vm_memory_high_watermark", "0.00001"]).await;
     let rest: Vec<_> = (LIMIT + 1..40).map(|sequence| task("r", sequence)).collect();
     let mut published = std::pin::pin!(producer.publish_all(stream::iter(rest)));
     let mut outcomes = Vec::new();
@@ -298,8 +298,10 @@ async fn publishing_waits_while_the_broker_cannot() {
         .await
     };
     assert!(reason.contains("memory"), "{reason}");
-    let waited = tokio::time::timeout(NOTHING_HAPPENS, published.next()).await;
-    assert!(waited.is_err(), "nothing is confirmed meanwhile");
+    // What the broker took before it blocked may be confirmed a little later.
+    while let Ok(late) = tokio::time::timeout(NOTHING_HAPPENS, published.next()).await {
+        outcomes.push(late.expect("nothing more is confirmed meanwhile"));
+    }
     rabbitmqctl(&broker, &["set_vm_memory_high_watermark", "0.4"]).await;
     while let Some(published) = soon("a confirm", published.next()).await {
         outcomes.push(published);

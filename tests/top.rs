@@ -65,16 +65,19 @@ async fn a_pipe_gets_one_picture() {
     let worker = user.starts(&["work", "--exec", "true", "--id", "porto"]);
     publish(&user);
     user.waits_for_quiet();
-    let said = user.succeeds(&["top"]);
-    for words in ["namespace", "worker porto: running 0/16, owns 8, executed 40", "dead letters 0"]
-    {
-        assert!(said.out.contains(words), "{words}: {said:?}");
-    }
-    assert!(!said.out.contains('\x1b'), "{said:?}");
-    let json: Value = serde_json::from_str(&user.succeeds(&["top", "--json"]).out).unwrap();
-    assert_eq!(json["workers"][0]["executed"], 40);
-    assert_eq!(json["partitions"]["owner"], serde_json::json!([0, 0, 0, 0, 0, 0, 0, 0]));
-    assert_eq!(json["recent"].as_array().unwrap().len(), 40, "the journal is read, too");
+    // A worker that is busy otherwise is not in the picture.
+    user.waits_for("what it has done", || {
+        let said = user.succeeds(&["top"]);
+        assert!(!said.out.contains('\x1b'), "{said:?}");
+        let done = "worker porto: running 0/16, owns 8, executed 40";
+        ["namespace", done, "dead letters 0"].iter().all(|words| said.out.contains(words))
+    });
+    user.waits_for("the same as JSON, with what the journal says", || {
+        let json: Value = serde_json::from_str(&user.succeeds(&["top", "--json"]).out).unwrap();
+        json["workers"][0]["executed"] == 40
+            && json["partitions"]["owner"] == serde_json::json!([0, 0, 0, 0, 0, 0, 0, 0])
+            && json["recent"].as_array().unwrap().len() == 40
+    });
     worker.signal("TERM");
     worker.ends();
 }

@@ -150,9 +150,7 @@ async fn a_resource_is_paused_and_resumed_by_clicking() {
         shown.lines().filter(|line| line.contains("executed")).count()
     };
     // The others go on.
-    while executed("account-2") < 40 {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    user.waits_for("what is not paused", || executed("account-2") >= 40);
     assert_eq!(executed("account-1"), 20, "what is paused waits");
 
     browser.click("#attention li button").await;
