@@ -110,7 +110,7 @@ class Producer:
         records = channel.consume(
             f"{self.namespace}.topology",
             arguments={"x-stream-offset": "first"},
-            inactivity_timeout=2,
+            inactivity_timeout=10,
         )
         method, _, body = next(records)
         if method is None:
