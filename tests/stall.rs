@@ -20,7 +20,8 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use support::{
     End, Gate, Record, Worker, amqp, await_consumers, broker, count, cut_connections, eventually,
-    named, publish, resources, restart_server, set_consumer_timeout, soon, space, task, tasks,
+    named, publish, rabbitmqctl, resources, restart_server, set_consumer_timeout, soon, space,
+    task, tasks,
 };
 
 /// Looks until something is told. A slow worker has more told on the way to it.
@@ -113,6 +114,35 @@ async fn what_waits_for_a_retry_or_for_a_slot_is_told() {
     gate.open();
     record.until_executed(2).await;
     worker.drain().await;
+}
+
+/// Of a queue whose leader is silent for 250 ms the broker says that nothing is in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_leader_does_not_make_a_partition_look_empty() {
+    let broker = broker(Version::V4_3).await;
+    let (connect, topology) = space(broker, 1).await;
+    publish(&connect, tasks(&["a".to_owned()], 3)).await;
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    let pauses = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+        {{Name, _}} = amqqueue:get_pid(Q), Leader = whereis(Name),
+        [begin erlang:suspend_process(Leader), timer:sleep(400),
+            erlang:resume_process(Leader), timer:sleep(100) end || _ <- lists:seq(1, 10)]."
+    );
+    let words = ["eval", &pauses];
+    let paused = async {
+        loop {
+            rabbitmqctl(broker, &words).await;
+        }
+    };
+    let seen = eventually("a look that met a pause", async || {
+        let asked = Instant::now();
+        let seen = status(&connect).await.ok()?;
+        (asked.elapsed() > Duration::from_millis(250) && seen.partitions[0].ready > 0)
+            .then_some(seen)
+    });
+    let seen = tokio::select! { seen = seen => seen, () = paused => unreachable!() };
+    assert_eq!(seen.partitions[0].ready, 3);
 }
 
 /// A consumer with a priority, as a stranger has it.
