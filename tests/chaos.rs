@@ -236,7 +236,7 @@ async fn every_task_once_at_a_time_and_in_order() {
             }
         }
     }
-    let each = load.await.unwrap();
+    let each = soon("the end of the load", load).await.unwrap();
 
     let done = |verdict: &Verdict| {
         let executed = |name| verdict.executed.get(name) == Some(&each);

@@ -191,7 +191,7 @@ async fn a_producer_learns_how_its_tasks_end() {
     let again = soon("what is known", before.executed()).await.unwrap();
     assert_eq!(again, executed, "asked twice, after the producer's end");
     shutdown.cancel();
-    worker.await.unwrap().unwrap();
+    soon("the end of a worker", worker).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

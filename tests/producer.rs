@@ -272,7 +272,7 @@ async fn publishing_waits_while_the_broker_cannot() {
     let waited = tokio::time::timeout(NOTHING_HAPPENS, &mut waiting).await;
     assert!(waited.is_err(), "{LIMIT} are in flight");
     broker.unpause().await.unwrap();
-    pending.remove(0).confirmed().await.unwrap();
+    soon("a confirm", pending.remove(0).confirmed()).await.unwrap();
     pending.push(soon("room again", waiting).await.unwrap());
     for pending in pending {
         soon("a confirm", pending.confirmed()).await.unwrap();
@@ -410,7 +410,7 @@ async fn survive_an_outage(
             }));
         }
     }
-    running.unwrap().await.unwrap();
+    soon("the end of the outage", running.unwrap()).await.unwrap();
     assert!(sent_again > 0, "the outage hit nothing");
 
     let (connection, channel) = amqp(broker).await;

@@ -229,7 +229,7 @@ async fn without_a_collector_a_trace_is_carried_as_it_came() {
         assert_eq!(soon("a routed task", contexts.recv()).await, Some(expected));
     }
     shutdown.cancel();
-    router.await.unwrap().unwrap();
+    soon("the end of a router", router).await.unwrap().unwrap();
     worker.drain().await;
 }
 
