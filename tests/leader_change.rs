@@ -170,6 +170,8 @@ async fn a_loss_that_is_told_twice_is_waited_for_for_ever(space: &Space) {
 
     // What was held comes back last, so the order is gone. Nothing is lost, and nothing repeated.
     space.cluster.restart_leader(queue).await.unwrap();
+    // A leader that starts anew waits for the consumer once more, and not for ever.
+    tokio::time::sleep(WAIT).await;
     let all = usize::try_from(ALL).unwrap();
     let executed = |runs: &[Run]| runs.iter().filter(|r| r.end == Some(End::Executed)).count();
     record.until("all is executed", |runs| executed(runs) == all).await;
