@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use support::{
     Gate, Worker, amqp, await_dead_letters, broker, connect, count, cut_connections, eventually,
-    named, publish, put, ready, soon, space, task,
+    named, publish, put, rabbitmqctl, ready, soon, space, task,
 };
 
 macro_rules! on_both_versions {
@@ -430,6 +430,28 @@ async fn an_empty_queue_of_a_new_namespace_is_filled() {
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
     let queue = counter(&connect, 0);
     channel.queue_declare(queue.as_str().into(), durable, arguments).await.unwrap();
+    init(&connect, count(1)).await.unwrap();
+    assert_whole(broker, &connect, 1).await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// An `init` that died left a counter, and the broker says for a while that it is not there:
+/// the queue's leader does not answer.
+#[tokio::test]
+async fn a_counter_that_is_not_seen_for_a_while_stays_the_only_one() {
+    let broker = shared().await;
+    let (connect, _) = space(broker, 1).await;
+    let (connection, channel) = amqp(broker).await;
+    let stream = connect.namespace().topology();
+    channel.queue_delete(stream.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let queue = counter(&connect, 0);
+    let pause = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)),
+        {{Name, _}} = amqqueue:get_pid(Q), Leader = whereis(Name),
+        spawn(fun() -> erlang:suspend_process(Leader), timer:sleep(2000),
+            erlang:resume_process(Leader) end)."
+    );
+    rabbitmqctl(broker, &["eval", &pause]).await;
     init(&connect, count(1)).await.unwrap();
     assert_whole(broker, &connect, 1).await;
     connection.close(200, "done".into()).await.unwrap();
