@@ -412,18 +412,15 @@ async fn a_pause_that_outlasts_the_consumer_timeout_loses_nothing() {
     let standby = Worker::start(&connect, named("s"), quick(&record, "s"));
     publish(&connect, tasks(&["held".to_owned(), "free".to_owned()], 5)).await;
     record.until("what is free", |runs| runs.len() == 5).await;
-    let mut owners = Vec::new();
-    eventually("it is taken from one, and from the other", async || {
-        let seen = status(&connect).await.ok()?;
-        let holder = seen.partitions[0].owner.clone().filter(|_| seen.partitions[0].unsettled == 5);
-        if let Some(holder) = holder
-            && owners.last() != Some(&holder)
-        {
-            owners.push(holder);
-        }
-        (owners.len() == 3).then_some(())
-    })
-    .await;
+    // It is taken from one, and from the other.
+    let mut owner = None;
+    for _ in 0..3 {
+        let next = eventually("another owner", async || {
+            let seen = status(&connect).await.ok()?.partitions.swap_remove(0);
+            seen.owner.filter(|next| seen.unsettled == 5 && owner.as_ref() != Some(next))
+        });
+        owner = Some(next.await);
+    }
     assert_eq!(runs_of(&record, "held"), 0);
     resume(&connect, Scope::All, BY).await.unwrap();
     publish(&connect, [task("free", 5)]).await;
