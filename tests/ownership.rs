@@ -5,13 +5,13 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt;
-use keylane::protocol::ownership::priority;
+use keylane::protocol::ownership::{Priority, priority};
 use keylane::testing::{Broker, Version};
 use keylane::{
     Attempt, Connect, Failure, PartitionCount, PartitionId, Resource, Status, Topology, Weight,
@@ -46,6 +46,7 @@ macro_rules! on_both_versions {
 on_both_versions! {
     a_newcomer_takes_over_what_it_wins_and_soon
     what_was_handed_over_comes_back
+    who_was_outbid_in_vain_keeps_what_it_inherits
     a_drained_worker_finishes_what_runs_and_no_more
     a_drained_worker_begins_nothing_in_an_idle_partition
     a_dropped_worker_is_replaced
@@ -93,10 +94,12 @@ fn options(name: &str) -> WorkerOptions {
     options
 }
 
+fn rank(partition: PartitionId, name: &str, weight: Weight) -> Priority {
+    priority(&WorkerId::new(name).unwrap(), weight, partition)
+}
+
 /// Who should own every partition.
 fn favourites(topology: &Topology, fleet: &[(&str, Weight)]) -> Vec<String> {
-    let rank =
-        |partition, name: &str, weight| priority(&WorkerId::new(name).unwrap(), weight, partition);
     let favourite = |partition| {
         let best = fleet.iter().max_by_key(|(name, weight)| rank(partition, name, *weight));
         best.unwrap().0.to_owned()
@@ -348,6 +351,39 @@ async fn what_was_handed_over_comes_back(broker: &Broker) {
     record.until_executed(total).await;
     record.assert_once();
     old.drain().await;
+}
+
+/// A newcomer takes nothing from a standby. When that inherits the partition, the newcomer
+/// has left, and there is nobody to hand it to.
+async fn who_was_outbid_in_vain_keeps_what_it_inherits(broker: &Broker) {
+    let (connect, _) = space(broker, 1).await;
+    let mut names = ["one", "two", "three"];
+    let rank =
+        |name: &str| priority(&WorkerId::new(name).unwrap(), Weight::ONE, PartitionId::new(0));
+    names.sort_by_key(|name| rank(name));
+    let [heir, owner, newcomer] = names;
+    let record = Record::default();
+    let mut fleet = HashMap::new();
+    for (consumers, name) in (1..).zip([owner, heir, newcomer]) {
+        let handler = record.handler(name, async |_| Ok(()));
+        fleet.insert(name, Worker::start(&connect, options(name), handler));
+        await_consumers(broker, &connect, ".g1.p", consumers).await;
+        eventually("its greeting", async || {
+            (status(&connect).await.ok()?.workers.len() == consumers as usize).then_some(())
+        })
+        .await;
+    }
+    // Longer than what the newcomer might have had to wait for could be on its way.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for leaver in [newcomer, owner] {
+        fleet.remove(leaver).unwrap().drain().await;
+    }
+    let total = publish(&connect, tasks(&["r".to_owned()], 50)).await.len();
+    record.until_executed(total).await;
+    record.assert_once();
+    let moved = record.runs().into_iter().find(|run| run.worker != heir || run.redelivered);
+    assert_eq!(moved.map(|run| (run.worker, run.redelivered)), None);
+    fleet.remove(heir).unwrap().drain().await;
 }
 
 async fn a_drained_worker_finishes_what_runs_and_no_more(broker: &Broker) {

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -40,6 +41,9 @@ use crate::rabbit::journal::Lately;
 /// nothing from more at once.
 const ACK_BATCH: usize = 64;
 
+/// What was handed out before a newcomer came has arrived by then.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+
 /// See the [module](self).
 pub(super) struct Tenure<'a, E> {
     session: Arc<Session<E>>,
@@ -65,9 +69,9 @@ pub(super) struct Tenure<'a, E> {
     mint: Mint,
     /// What operators have ordered.
     view: watch::Receiver<View>,
-    /// A newcomer wins the partition: it becomes the owner when everything that
-    /// is held here is settled.
-    outbid: bool,
+    /// Since when a newcomer wins the partition: it becomes the owner when everything
+    /// that is held here is settled.
+    outbid: Option<Instant>,
     /// The queue drains, or the partition is handed over.
     leaving: bool,
     /// The lanes were told so.
@@ -134,7 +138,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             executed: None,
             mint,
             view,
-            outbid: false,
+            outbid: None,
             leaving: false,
             draining: false,
             origin: Instant::now(),
@@ -253,6 +257,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     async fn take(&mut self, event: Event) -> Result<Go, Error> {
+        // Who holds nothing keeps nothing from a newcomer. If it is handed something later,
+        // the newcomer has left.
+        if self.lanes.unsettled() == 0 {
+            self.outbid = self.outbid.filter(|since| since.elapsed() < ON_ITS_WAY);
+        }
         match event {
             Event::Abort => {
                 // What has ended is settled; what runs is not.
@@ -264,7 +273,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 return Ok(Go::Closed);
             }
             Event::Drain => self.leaving = true,
-            Event::Outbid => self.outbid = true,
+            Event::Outbid => self.outbid = Some(Instant::now()),
             Event::Ended(ended) => self.ended(ended)?,
             Event::Recorded => {}
             Event::DeadLettered(tag) => {
@@ -294,8 +303,9 @@ impl<'a, E: Execute> Tenure<'a, E> {
         // is given back, or settled, as the broker wants it to: a channel that
         // just closes now may leave its consumer behind for ever.
         let holds = self.lanes.unsettled() > 0;
-        self.leaving |= self.outbid && holds && self.session.hands_back;
-        let may_leave = self.session.hands_back || !self.outbid || !holds;
+        let outbid = self.outbid.is_some();
+        self.leaving |= outbid && holds && self.session.hands_back;
+        let may_leave = self.session.hands_back || !outbid || !holds;
         if self.leaving && may_leave && !self.draining {
             self.draining = true;
             self.apply(Input::Drain)?;
