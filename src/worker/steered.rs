@@ -18,8 +18,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::holding::Held;
 use super::session::Session;
 use crate::backoff::Backoff;
+use crate::protocol::names::Namespace;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::steering::{Change, Steering};
+use crate::rabbit::connection::Connection;
 use crate::rabbit::control::{Control, Leaving};
 use crate::rabbit::error::Error;
 use crate::rabbit::steering::{LEASE, OrderLog};
@@ -56,6 +58,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A log that has not ceased to be readable is open within milliseconds.
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A timer of a worker that runs at all is not so late.
+const OVERSLEPT: Duration = Duration::from_secs(1);
 /// An order that somebody has read comes to everybody at about the same time.
 const HEED_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -150,8 +154,7 @@ impl Steered {
                     let Err(error) = steered.read(&session, &mut opened).await;
                     if steered.was_checked(since) {
                         tracing::debug!(%error, "reads the orders anew");
-                        let open = OrderLog::open(&session.connection, namespace);
-                        log = timeout(REOPEN_TIMEOUT, open).await.ok().and_then(Result::ok);
+                        log = open_anew(&session.connection, namespace).await;
                         if log.is_some() {
                             continue;
                         }
@@ -215,6 +218,18 @@ impl Steered {
                     return Err(Error::Broker { doing: "follow orders".to_owned(), source });
                 }
             }
+        }
+    }
+}
+
+/// `None` if it cannot be read, or not in time; what this worker slept through does not count.
+async fn open_anew(connection: &Connection, namespace: &Namespace) -> Option<OrderLog> {
+    loop {
+        let began = Instant::now();
+        match timeout(REOPEN_TIMEOUT, OrderLog::open(connection, namespace)).await {
+            Ok(opened) => return opened.ok(),
+            Err(_) if began.elapsed() > REOPEN_TIMEOUT + OVERSLEPT => {}
+            Err(_) => return None,
         }
     }
 }
