@@ -234,16 +234,21 @@ proptest! {
     #[test]
     fn a_control_message_is_any_bytes(bytes in bytes(&[
         br#""report""#,
-        br#"{"hello":{"worker":"w:1","weight":0.3}}"#,
+        br#"{"plan":{"number":3,"members":["a","b"],"everyone":true,"lines":[[0,1],[1,0]]}}"#,
+        br#"{"attached":{"worker":"w:1","places":[[3,1700,12345]]}}"#,
+        br#"{"unattended":{"partitions":[3]}}"#,
+        br#"{"report":{"worker":"w:1","weight":0.3,"plan":7,"loads":[[3,0.25]]}}"#,
+        br#"{"goodbye":{"worker":"w:1"}}"#,
         br#"{"heed":{"position":7}}"#,
-        br#"{"worker":"w","weight":1.5,"slots":4294967295,"uptime_ms":1,"executed":2,"failed":0,"dead_lettered":0,"partitions":[{"partition":1,"unsettled":4294967295,"running":3}]}"#,
+        br#"{"worker":"w","weight":1.5,"slots":4294967295,"uptime_ms":1,"executed":2,"failed":0,"dead_lettered":0,"partitions":[{"partition":1,"unsettled":4294967295,"running":3}],"plan":3,"line":[[1,{"standby":1},20],[2,"owner",null]]}"#,
     ])) {
         fuzz::control(&bytes);
     }
 
     #[test]
     fn a_weight_is_said_exactly(weight in 0.001..1000.0_f64) {
-        fuzz::control(format!(r#"{{"hello":{{"worker":"w","weight":{weight}}}}}"#).as_bytes());
+        let report = format!(r#"{{"report":{{"worker":"w","weight":{weight},"plan":null,"loads":[]}}}}"#);
+        fuzz::control(report.as_bytes());
     }
 }
 

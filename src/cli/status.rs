@@ -10,8 +10,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use super::Broker;
 use super::pause::paused;
 use super::progress::grouped;
-use crate::ResourceShare;
-use crate::protocol::stall::{Cause, Event, Watch};
+use crate::protocol::stall::{Cause, Watch};
+use crate::{PartitionStatus, ResourceShare, WorkerId};
 
 /// Show partitions, owners, backlog, workers, and what stands still
 #[derive(Debug, clap::Args)]
@@ -27,20 +27,24 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
         let connect = broker.connect()?;
-        let status = crate::status(&connect).await?;
-        if self.json {
-            out!("{}", serde_json::to_string(&status)?);
-            return Ok(ExitCode::SUCCESS);
-        }
-        // What lasts until the second look is told.
+        let mut status = crate::status(&connect).await?;
+        // What lasts until the second look is told; what runs is between two tasks at times.
         let mut watch = Watch::new(Duration::from_millis(1));
         watch.note(0, status.looks());
-        let mut stalled = Vec::new();
         if status.partitions.iter().any(|partition| partition.cause.is_some()) {
             tokio::time::sleep(SECOND_LOOK).await;
-            stalled = watch.note(1, crate::status(&connect).await?.looks());
+            status = crate::status(&connect).await?;
+            watch.note(1, status.looks());
         }
-        print(&status, &stalled, self.all);
+        let stalled: BTreeMap<_, _> = watch.stalled().map(|(p, cause, _)| (p, cause)).collect();
+        for partition in &mut status.partitions {
+            partition.cause = stalled.get(&partition.partition).copied().cloned();
+        }
+        if self.json {
+            out!("{}", serde_json::to_string(&status)?);
+        } else {
+            print(&status, self.all);
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -48,7 +52,7 @@ impl Status {
 /// A hand-over takes less.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-fn print(status: &crate::Status, stalled: &[Event], all: bool) {
+fn print(status: &crate::Status, all: bool) {
     out!("namespace {:?}: {}", status.namespace, status.topology);
     let ready: u64 = status.partitions.iter().map(|p| u64::from(p.ready)).sum();
     let unsettled: u64 = status.partitions.iter().map(|p| u64::from(p.unsettled)).sum();
@@ -73,20 +77,22 @@ fn print(status: &crate::Status, stalled: &[Event], all: bool) {
     if unowned > 0 {
         out!("partitions that nobody consumes: {unowned} (start workers: keylane work)");
     }
-    for (partitions, cause) in by_cause(stalled) {
+    for (partitions, cause) in by_cause(&status.partitions) {
         out!("partitions that stand still: {partitions} ({cause})");
     }
     if !status.workers.is_empty() {
         let mut workers =
-            table(["worker", "weight", "slots", "owns", "running", "executed", "failed"]);
+            table(["worker", "weight", "slots", "owns", "plan", "running", "executed", "failed"]);
         for worker in &status.workers {
-            let owns =
-                status.partitions.iter().filter(|p| p.owner.as_ref() == Some(&worker.worker));
+            let count = |of: fn(&PartitionStatus) -> &Option<WorkerId>| {
+                status.partitions.iter().filter(|p| of(p).as_ref() == Some(&worker.worker)).count()
+            };
             workers.add_row([
                 worker.worker.to_string(),
                 worker.weight.to_string(),
                 worker.slots.to_string(),
-                owns.count().to_string(),
+                count(|partition| &partition.owner).to_string(),
+                count(|partition| &partition.planned).to_string(),
                 worker.partitions.iter().map(|p| p.running).sum::<u32>().to_string(),
                 grouped(worker.executed),
                 grouped(worker.failed),
@@ -99,17 +105,23 @@ fn print(status: &crate::Status, stalled: &[Event], all: bool) {
     let shown = |p: &&crate::PartitionStatus| all || p.ready + p.unsettled > 0;
     let shown: Vec<_> = status.partitions.iter().filter(shown).collect();
     if !shown.is_empty() {
-        let mut partitions = table(["partition", "owner", "ready", "unsettled", "running"]);
+        let mut partitions = table([
+            "partition", "owner", "planned", "next in line", "ready", "unsettled", "running",
+        ]);
         for p in &shown {
+            let name = |worker: Option<&WorkerId>| worker.map_or("-".to_owned(), ToString::to_string);
+            let next = p.line.iter().find(|worker| Some(*worker) != p.owner.as_ref());
             partitions.add_row([
                 p.partition.to_string(),
-                p.owner.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+                name(p.owner.as_ref()),
+                name(p.planned.as_ref()),
+                name(next),
                 grouped(u64::from(p.ready)),
                 p.unsettled.to_string(),
                 p.running.to_string(),
             ]);
         }
-        align_numbers(&mut partitions, 2);
+        align_numbers(&mut partitions, 4);
         out!("\n{partitions}");
     }
     let idle = status.partitions.len() - shown.len();
@@ -153,10 +165,10 @@ fn shown(resource: &str) -> String {
 
 /// The partitions of each cause. What somebody has paused as a whole, and what nobody
 /// consumes, is said already.
-fn by_cause(stalled: &[Event]) -> BTreeMap<String, String> {
+fn by_cause(partitions: &[PartitionStatus]) -> BTreeMap<String, String> {
     let mut causes = BTreeMap::<String, String>::new();
-    for event in stalled {
-        let Event::Stalled { partition, cause, .. } = event else { continue };
+    for PartitionStatus { partition, cause, .. } in partitions {
+        let Some(cause) = cause else { continue };
         if matches!(cause, Cause::Paused | Cause::NotConsumed) {
             continue;
         }

@@ -5,12 +5,13 @@ use super::view::View;
 use crate::protocol::history::Outcome;
 use crate::protocol::journal::{Batch, Record};
 use crate::protocol::names::Namespace;
-use crate::protocol::ownership::{Weight, WorkerId, priority};
+use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::{PartitionCount, PartitionId, Topology};
+use crate::protocol::plan::{Member, Plan, Role};
 use crate::protocol::result::TaskResult;
 use crate::protocol::task::{Resource, TaskId};
 use crate::rabbit::collector::{Count, Counts};
-use crate::rabbit::control::{HeldPartition, RecentLoad, WorkerReport};
+use crate::rabbit::control::{HeldPartition, LinePlace, RecentLoad, WorkerReport};
 
 /// When it was, in microseconds since 1970.
 pub const NOW_US: u64 = 1_780_000_000_000_000;
@@ -35,9 +36,9 @@ pub fn snapshot(partitions: u32, workers: u32) -> Snapshot {
     for (at_us, present) in [(NOW_US - 4 * S, fleet.len().div_ceil(2)), (NOW_US, fleet.len())] {
         let fleet = &fleet[..present];
         view.note_counts(counts(partitions), Some(7));
-        let owners: Vec<_> = topology.partitions().map(|p| owner(fleet, p)).collect();
+        let plan = plan(fleet, partitions);
         for (index, worker) in fleet.iter().enumerate() {
-            view.note_report(report(&topology, &owners, index, worker), at_us);
+            view.note_report(report(&topology, &plan, index, worker), at_us);
         }
         view.snapshot(at_us);
     }
@@ -65,21 +66,21 @@ fn counts(partitions: u32) -> Counts {
     Counts { partitions: (0..partitions).map(count).collect(), inbox: none, dead: none }
 }
 
-/// The place of the worker that wins the draw.
-fn owner(fleet: &[WorkerId], partition: PartitionId) -> Option<usize> {
-    let rank = |place: &usize| priority(&fleet[*place], Weight::ONE, partition);
-    (0..fleet.len()).max_by_key(rank)
+fn plan(fleet: &[WorkerId], partitions: u32) -> Plan {
+    let member = |worker: &WorkerId| Member { worker: worker.clone(), weight: Weight::ONE };
+    let members: Vec<_> = fleet.iter().map(member).collect();
+    Plan::next(None, &members, partitions as usize, &[])
 }
 
-fn report(
-    topology: &Topology,
-    owners: &[Option<usize>],
-    index: usize,
-    worker: &WorkerId,
-) -> WorkerReport {
+fn report(topology: &Topology, plan: &Plan, index: usize, worker: &WorkerId) -> WorkerReport {
     let owns = |partition: &PartitionId| {
-        owners.get(partition.number() as usize) == Some(&Some(index))
-            && !stands_still(topology, *partition)
+        plan.role(worker, *partition) == Role::Owner && !stands_still(topology, *partition)
+    };
+    let place = |partition| {
+        let role = plan.role(worker, partition);
+        let ahead = [Role::Owner, Role::Standby(1), Role::Standby(2)];
+        let rank = ahead.iter().position(|ahead| *ahead == role)?;
+        Some(LinePlace::from((partition, role, Some(60_000 - 1_000 * rank as u64))))
     };
     let works = |p: &PartitionId| p.number() % 3 != 1 || p.number() % 16 == 5;
     let held = topology.partitions().filter(owns).filter(works);
@@ -97,6 +98,8 @@ fn report(
         dead_lettered: 0,
         busy: 0,
         partitions: held.collect(),
+        plan: Some(plan.number),
+        line: topology.partitions().filter_map(place).collect(),
         recent: RecentLoad::default(),
         hot: Vec::new(),
     }

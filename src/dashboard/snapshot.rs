@@ -123,6 +123,8 @@ pub struct WorkerRow {
     pub unsettled: u32,
     /// Partitions that are its own.
     pub owned: u32,
+    /// Partitions that it is planned to own.
+    pub planned: u32,
     /// Tasks executed since it started.
     pub executed: u64,
     /// Attempts that failed since it started.
@@ -144,6 +146,10 @@ pub struct WorkerRow {
 pub struct Partitions {
     /// The owner's place among the workers; -1 if there is none.
     pub owner: Vec<i32>,
+    /// The place of the worker that should own it, by the plan; -1 if there is none.
+    pub planned: Vec<i32>,
+    /// The places of those that stand in its line, the first three: owner and standbys.
+    pub line: Vec<Vec<i32>>,
     /// Tasks that wait on the broker.
     pub ready: Vec<u32>,
     /// Deliveries that are not settled.

@@ -3,6 +3,7 @@
 //! whoever feeds it says when it is.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use super::activity::Activity;
 use super::hot::Hot;
@@ -15,6 +16,7 @@ use crate::protocol::journal::Batch;
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::Topology;
+use crate::protocol::stall::{Cause, Watch};
 use crate::protocol::steering::{Scope, Signature, Steering};
 use crate::rabbit::collector::{Count, Counts};
 use crate::rabbit::control::WorkerReport;
@@ -28,7 +30,10 @@ const SILENT_AFTER: u32 = 3;
 const FORGOTTEN_AFTER: u32 = 30;
 
 /// A hand-over takes less; tasks that nobody is handed for longer are stuck.
-const STUCK_AFTER_US: u64 = 3_000_000;
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+
+/// So many of a line are shown: owner and standbys.
+const LINE: usize = 3;
 
 /// So many changes of owner are remembered.
 const HANDOVERS: usize = 100;
@@ -47,6 +52,8 @@ pub(crate) struct View {
     counts: Counts,
     workers: BTreeMap<WorkerId, Seen>,
     partitions: Vec<Standing>,
+    /// What stands still.
+    stalls: Watch,
     handovers: VecDeque<HandOver>,
     handovers_total: u64,
     activity: Activity,
@@ -69,8 +76,6 @@ struct Seen {
 struct Standing {
     /// `None` before it was looked at for the first time.
     owner: Option<Option<WorkerId>>,
-    /// Since when tasks wait there that nobody gets on with.
-    waits_since: Option<(u64, StuckBecause)>,
 }
 
 impl View {
@@ -87,6 +92,7 @@ impl View {
             },
             workers: BTreeMap::new(),
             partitions: vec![Standing::default(); count],
+            stalls: Watch::new(STUCK_AFTER),
             handovers: VecDeque::new(),
             handovers_total: 0,
             activity: Activity::new(now_us),
@@ -176,9 +182,9 @@ impl View {
             Status::new(&self.namespace, self.topology, &self.counts, live, self.steering.clone());
         if self.broker.connected {
             self.note_owners(&status, now_us);
-            self.note_waits(&status, now_us);
+            self.stalls.note(now_us / 1_000, status.looks());
         }
-        let stuck = self.stuck(now_us);
+        let stuck = self.stuck();
         let (retrying, retrying_total) = self.retries.newest();
         let totals = self.totals(&status);
         let evidence = Evidence {
@@ -222,31 +228,22 @@ impl View {
         }
     }
 
-    fn note_waits(&mut self, status: &Status, now_us: u64) {
-        for (standing, partition) in self.partitions.iter_mut().zip(&status.partitions) {
-            let why = if partition.waits() && !status.workers.is_empty() {
-                Some(StuckBecause::StandsStill)
-            } else if partition.ready > 0 && !partition.consumed {
-                Some(StuckBecause::Unowned)
-            } else {
-                None
+    fn stuck(&self) -> Vec<Stuck> {
+        let stuck = self.stalls.stalled().filter_map(|(partition, cause, since_ms)| {
+            let why = match cause {
+                Cause::NotConsumed => StuckBecause::Unowned,
+                Cause::NotHandedOut | Cause::OwnerSilent { .. } => StuckBecause::StandsStill,
+                // A worker has it, or somebody wants it so.
+                Cause::Paused
+                | Cause::ResourcesPaused { .. }
+                | Cause::Retrying { .. }
+                | Cause::NoSlot { .. }
+                | Cause::Settling { .. } => return None,
             };
-            let before = standing.waits_since;
-            standing.waits_since = why.map(|why| match before {
-                Some((since, before)) if before == why => (since, why),
-                _ => (now_us, why),
-            });
-        }
-    }
-
-    fn stuck(&self, now_us: u64) -> Vec<Stuck> {
-        let counted = self.topology.partitions().zip(&self.counts.partitions);
-        let all = counted.zip(&self.partitions).filter_map(|((partition, count), standing)| {
-            let (since_us, why) = standing.waits_since?;
-            let lasts = now_us.saturating_sub(since_us) >= STUCK_AFTER_US;
-            lasts.then_some(Stuck { partition, ready: count.ready, since_us, why })
+            let count = self.counts.partitions.get(partition.number() as usize)?;
+            Some(Stuck { partition, ready: count.ready, since_us: since_ms * 1_000, why })
         });
-        all.collect()
+        stuck.collect()
     }
 
     fn totals(&self, status: &Status) -> Totals {
@@ -273,6 +270,10 @@ impl View {
         for owner in status.partitions.iter().filter_map(|partition| partition.owner.as_ref()) {
             *owned.entry(owner).or_default() += 1;
         }
+        let mut planned: BTreeMap<&WorkerId, u32> = BTreeMap::new();
+        for worker in status.partitions.iter().filter_map(|partition| partition.planned.as_ref()) {
+            *planned.entry(worker).or_default() += 1;
+        }
         let row = |Seen { report, seen_us, unanswered, per_s }: &Seen| WorkerRow {
             worker: report.worker.clone(),
             weight: report.weight,
@@ -284,6 +285,7 @@ impl View {
                 .map(|held| held.unsettled)
                 .fold(0, u32::saturating_add),
             owned: owned.get(&report.worker).copied().unwrap_or(0),
+            planned: planned.get(&report.worker).copied().unwrap_or(0),
             executed: report.executed,
             failed: report.failed,
             dead_lettered: report.dead_lettered,
@@ -298,9 +300,11 @@ impl View {
     fn columns(&self, status: &Status) -> Partitions {
         let places: BTreeMap<&WorkerId, i32> = self.workers.keys().zip(0..).collect();
         let mut columns = Partitions::default();
+        let place = |worker: &WorkerId| places.get(worker).copied().unwrap_or(-1);
         for partition in &status.partitions {
-            let owner = partition.owner.as_ref().and_then(|owner| places.get(owner));
-            columns.owner.push(owner.copied().unwrap_or(-1));
+            columns.owner.push(partition.owner.as_ref().map_or(-1, place));
+            columns.planned.push(partition.planned.as_ref().map_or(-1, place));
+            columns.line.push(partition.line.iter().take(LINE).map(place).collect());
             columns.ready.push(partition.ready);
             columns.unsettled.push(partition.unsettled);
             columns.running.push(partition.running);

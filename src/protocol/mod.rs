@@ -4,13 +4,16 @@
 pub mod crashes;
 pub mod envelope;
 pub mod fence;
+pub mod fleet;
 pub mod heavy_hitters;
 pub mod history;
 pub mod journal;
 pub mod lanes;
+pub mod line;
 pub mod names;
 pub mod ownership;
 pub mod partition;
+pub mod plan;
 pub mod result;
 pub mod retry;
 pub mod settlement;

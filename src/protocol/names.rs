@@ -101,15 +101,28 @@ impl Namespace {
         format!("{self}.inbox")
     }
 
-    /// Queue of the token by which one connection of a worker is told whether its node
-    /// is cut off. It vanishes when it is not used.
+    /// Queue of the token by which a worker learns whether its node is cut off. It vanishes
+    /// when it is not used. The number is that of the worker's seat: RabbitMQ never frees the
+    /// name of a quorum queue, so names are used again.
     #[must_use]
-    pub fn pulse(&self, id: &str) -> String {
-        format!("{self}.pulse.{id}")
+    pub fn pulse(&self, seat: u16) -> String {
+        format!("{self}.pulse.{seat}")
     }
 
-    /// Fanout exchange on which workers greet one another and are asked how
-    /// they are.
+    /// Exclusive queue that keeps a seat for one worker.
+    #[must_use]
+    pub fn seat(&self, seat: u16) -> String {
+        format!("{self}.pulse.{seat}.seat")
+    }
+
+    /// Queue of the members' reports; its active consumer is the planner.
+    #[must_use]
+    pub fn planner(&self) -> String {
+        format!("{self}.planner")
+    }
+
+    /// Fanout exchange on which the planner and the members of the fleet talk to all, and
+    /// operators ask them how they are.
     #[must_use]
     pub fn control(&self) -> String {
         format!("{self}.control")

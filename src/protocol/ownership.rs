@@ -1,23 +1,11 @@
-//! Which worker should own which partition: weighted rendezvous hashing,
-//! expressed as the priority of a consumer.
-//!
-//! Every worker draws, for every partition, a number that depends on nothing
-//! but the two names; the highest one wins (Thaler & Ravishankar, 1998). No
-//! worker needs to know of another: the broker compares the priorities.
-//!
-//! The draw is `ln(weight) + G` with `G` from the standard Gumbel distribution.
-//! By the Gumbel-max trick (Gumbel, 1954) a worker then wins a partition with
-//! a probability in exact proportion to its weight.
+//! The name of a worker, and its share of the partitions relative to the others.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
 
-use super::partition::PartitionId;
-
-/// Names a worker of the fleet. One name is one worker: two with the same name
-/// are safe, but share a fate in who owns what.
+/// Name of a worker of the fleet. One name is one worker: two with the same name
+/// are safe, but the planner takes them for one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct WorkerId(String);
@@ -139,86 +127,9 @@ impl std::str::FromStr for Weight {
 #[error("a weight is a number from 0.001 to 1000, not {0}")]
 pub struct WeightError(pub f64);
 
-/// Priority of a consumer; the broker makes the highest one the owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Priority(i32);
-
-impl Priority {
-    /// Steps per unit of the draw. Fine enough that two of a thousand workers
-    /// tie on one partition in a thousand, coarse enough for 32 bits: the draw
-    /// lies within ±50.
-    const STEPS: f64 = 1e7;
-
-    /// Above every draw: whoever has it is the owner next.
-    pub const HIGHEST: Self = Self(i32::MAX);
-
-    /// The number for the broker.
-    #[must_use]
-    pub const fn get(self) -> i32 {
-        self.0
-    }
-}
-
-/// The priority of `worker` on `partition`.
-#[must_use]
-pub fn priority(worker: &WorkerId, weight: Weight, partition: PartitionId) -> Priority {
-    let mut hash = Xxh3::new();
-    hash.update(worker.as_str().as_bytes());
-    hash.update(&[0]);
-    hash.update(&partition.number().to_le_bytes());
-    // 53 bits are what a double holds; the half keeps it off 0 and 1.
-    let uniform = ((hash.digest() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    let gumbel = -(-uniform.ln()).ln();
-    Priority(((weight.0.ln() + gumbel) * Priority::STEPS) as i32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
-
-    const PARTITIONS: u32 = 20_000;
-
-    fn fleet(weights: &[f64]) -> Vec<(WorkerId, Weight)> {
-        let worker = |(i, w): (usize, &f64)| {
-            (WorkerId::new(format!("w{i}")).expect("a name"), Weight::new(*w).expect("a weight"))
-        };
-        weights.iter().enumerate().map(worker).collect()
-    }
-
-    fn owners(fleet: &[(WorkerId, Weight)]) -> Vec<&WorkerId> {
-        let owner = |p| fleet.iter().max_by_key(|(id, w)| priority(id, *w, PartitionId::new(p)));
-        (0..PARTITIONS).filter_map(owner).map(|(id, _)| id).collect()
-    }
-
-    #[test]
-    fn partitions_are_shared_in_proportion_to_the_weights() {
-        let fleet = fleet(&[1.0, 1.0, 2.0, 4.0]);
-        let mut owned = BTreeMap::<_, u32>::new();
-        owners(&fleet).into_iter().for_each(|id| *owned.entry(id.as_str()).or_default() += 1);
-        for ((id, weight), count) in fleet.iter().zip(owned.values()) {
-            let expected = f64::from(PARTITIONS) * weight.0 / 8.0;
-            let off = (f64::from(*count) - expected).abs() / expected;
-            assert!(off < 0.06, "{id} owns {count}, expected {expected}");
-        }
-    }
-
-    #[test]
-    fn a_newcomer_takes_partitions_only_for_itself() {
-        let before_fleet = fleet(&[1.0; 5]);
-        let after_fleet = fleet(&[1.0; 6]);
-        let (before, after) = (owners(&before_fleet), owners(&after_fleet));
-        let moved: Vec<_> = before.iter().zip(&after).filter(|(b, a)| b != a).collect();
-        assert!(moved.iter().all(|(_, to)| to.as_str() == "w5"));
-        let share = moved.len() as f64 / f64::from(PARTITIONS);
-        assert!((share - 1.0 / 6.0).abs() < 0.01, "{share}");
-    }
-
-    #[test]
-    fn the_highest_draw_fits_its_integer() {
-        let highest = (1000f64.ln() + 37.5) * Priority::STEPS;
-        assert!(highest < f64::from(i32::MAX));
-    }
 
     #[test]
     fn bad_names_and_weights_are_refused() {

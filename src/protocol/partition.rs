@@ -61,9 +61,9 @@ impl fmt::Display for HashFunction {
 pub struct PartitionCount(NonZeroU32);
 
 impl PartitionCount {
-    /// The most partitions of a topology: every worker opens a channel for
-    /// each, and a connection has 2,047 channels on a RabbitMQ by default.
-    pub const MAX: u32 = 1024;
+    /// The most partitions of a topology. Each is two quorum queues, which RabbitMQ keeps some
+    /// tens of thousands of.
+    pub const MAX: u32 = 16_384;
     /// 64: enough to spread a fleet of twenty evenly, few enough to open in
     /// well under a second.
     pub const DEFAULT: Self = match Self::new(64) {

@@ -101,7 +101,7 @@ pub enum Cause {
     },
     /// Workers answer, and the broker hands it to none of them: a stranger consumes
     /// it, or a worker that does not answer, or one that is gone and that the broker
-    /// did not forget.
+    /// did not forget (docs/reliability.md).
     NotHandedOut,
 }
 
@@ -165,9 +165,8 @@ impl fmt::Display for Cause {
                 "somebody consumes it, but no worker answers: is it stopped, or cut off?",
             ),
             Self::NotHandedOut => f.write_str(
-                "the broker hands it to no worker that answers: does a stranger consume it? or was \
-                 a worker killed during a hand-over: see ARCHITECTURE.md, \"A partition that \
-                 stands still\"",
+                "the broker hands it to no worker that answers: does a stranger consume it, or did \
+                 a cluster lose a node and then a leader? See docs/reliability.md, \"Runbook\"",
             ),
         }
     }
@@ -197,7 +196,10 @@ impl Look {
         };
         let worker = holder.worker.clone();
         let tasks = holder.paused;
-        if holder.running > 0 {
+        if holder.unsettled == 0 {
+            // It is on its way, or the broker gives it to somebody else.
+            Some(Cause::NotHandedOut)
+        } else if holder.running > 0 {
             None
         } else if holder.startable > 0 {
             holder.busy.then_some(Cause::NoSlot { worker })
@@ -313,6 +315,13 @@ impl Watch {
             self.seen.insert(partition, after);
         }
         events
+    }
+
+    /// The partitions that stand still, as the last events had it: why, and since when.
+    pub fn stalled(&self) -> impl Iterator<Item = (PartitionId, &Cause, u64)> {
+        self.seen.iter().filter_map(|(partition, seen)| {
+            Some((*partition, seen.told.as_ref()?, seen.still_since_ms))
+        })
     }
 
     fn compare(&self, now_ms: u64, look: Look, mut seen: Seen, events: &mut Vec<Event>) -> Seen {

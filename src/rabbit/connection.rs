@@ -15,7 +15,7 @@ use url::Url;
 
 use super::error::{Doing, Error, reply};
 use super::tls::{Tls, explained};
-use super::version::{is_supported, requeues_in_order, version};
+use super::version::{is_supported, version};
 use crate::protocol::names::Namespace;
 
 /// A node that does not accept a connection in this time is passed over: long
@@ -127,17 +127,6 @@ impl Connect {
             }
         }
         Ok(())
-    }
-
-    /// Whether a consumer that is being replaced may give back what it holds;
-    /// `false` if the broker does not say.
-    pub(crate) async fn requeues_in_order(&self) -> bool {
-        for node in &self.nodes {
-            if let Some(version) = version(node.as_str(), &self.tls).await {
-                return requeues_in_order(&version);
-            }
-        }
-        false
     }
 
     /// The addresses, with their passwords, for another process of ours.

@@ -10,20 +10,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_lite::StreamExt;
-use futures_lite::future::poll_once;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::time::Instant;
 
-use super::connection::{arguments, close};
+use super::connection::close;
 use super::envelope;
 use super::epoch::{self, Minted};
 use super::error::{Doing, Error, reply};
 use crate::protocol::envelope::EnvelopeError;
-use crate::protocol::ownership::{Priority, WorkerId};
+use crate::protocol::ownership::WorkerId;
 use crate::protocol::settlement::{Ack, DeliveryTag};
 use crate::protocol::task::Task;
 
@@ -32,10 +29,9 @@ use crate::protocol::task::Task;
 pub(crate) struct Delivery {
     /// Its tag on its channel.
     pub(crate) tag: DeliveryTag,
-    /// How often a channel that held it was lost, other than by a hand-over.
+    /// How many channels that held it were closed or lost: a worker may have died of it that
+    /// often.
     pub(crate) losses: u32,
-    /// Whether an owner was lost that held it.
-    pub(crate) orphaned: bool,
     /// Whether any channel held it before: it may have been executed.
     pub(crate) redelivered: bool,
     /// The properties as they came, for the dead letters.
@@ -49,7 +45,6 @@ impl Delivery {
         Self {
             tag: DeliveryTag(delivery.delivery_tag),
             losses: envelope::losses(&delivery.properties),
-            orphaned: envelope::orphaned(&delivery.properties),
             redelivered: envelope::redelivered(&delivery.properties),
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
@@ -68,23 +63,20 @@ pub(crate) struct QueueChannel {
     /// Taken when the channel is closed, never before.
     consumer: Option<Consumer>,
     queue: String,
-    worker: WorkerId,
-    prefetch: NonZeroU16,
     /// A mint has begun and not ended: the counter may be unsettled here.
     minting: bool,
 }
 
-/// It takes milliseconds; a broker that is so slow has other troubles.
-const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(10);
-
 impl QueueChannel {
-    /// Consumes `queue` on a channel of its own. `Ok(None)` if there is no
-    /// such queue.
+    /// Consumes `queue` on a channel of its own: stands at the end of its line, or is active at
+    /// once if nobody does. `Ok(None)` if there is no such queue.
+    ///
+    /// There is no priority. With one, RabbitMQ 4.3 replaces the active consumer, and never
+    /// forgets one that is lost meanwhile (`tests/line.rs`).
     pub(crate) async fn open(
         connection: &Connection,
         queue: &str,
         worker: &WorkerId,
-        priority: Option<Priority>,
         prefetch: NonZeroU16,
     ) -> Result<Option<Self>, Error> {
         let channel = connection.create_channel().await.doing("open a channel")?;
@@ -92,16 +84,12 @@ impl QueueChannel {
             .basic_qos(prefetch.get(), BasicQosOptions::default())
             .await
             .doing("set the prefetch")?;
-        let arguments = match priority {
-            Some(p) => arguments([("x-priority", AMQPValue::LongInt(p.get()))]),
-            None => FieldTable::default(),
-        };
         let consumer = channel
             .basic_consume(
                 queue.into(),
                 worker.as_str().into(),
                 BasicConsumeOptions::default(),
-                arguments,
+                FieldTable::default(),
             )
             .await;
         match consumer {
@@ -109,8 +97,6 @@ impl QueueChannel {
                 channel,
                 consumer: Some(consumer),
                 queue: queue.to_owned(),
-                worker: worker.clone(),
-                prefetch,
                 minting: false,
             })),
             Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => Ok(None),
@@ -129,10 +115,6 @@ impl QueueChannel {
                 source: "the minting of an epoch was cut short".into(),
             });
         }
-        self.read().await
-    }
-
-    async fn read(&mut self) -> Result<Delivery, Error> {
         let next = match &mut self.consumer {
             Some(consumer) => consumer.next().await,
             None => None,
@@ -166,79 +148,12 @@ impl QueueChannel {
     ///
     /// # Cancel safety
     /// Dropped half-way it leaves the counter on this channel, which from then on
-    /// delivers nothing, and gives it back when it is handed back or closed.
+    /// delivers nothing, and gives it back when it is closed.
     pub(crate) async fn mint(&mut self, counter: &str) -> Result<Minted, Error> {
         self.minting = true;
         let minted = epoch::mint(&self.channel, counter).await?;
         self.minting = false;
         Ok(minted)
-    }
-
-    /// Gives the queue up as [`close`](Self::close) does, also while a consumer
-    /// of a higher priority waits for it. Nothing that was delivered may be
-    /// executed any more; `holds` says whether something that was delivered is
-    /// unsettled.
-    ///
-    /// RabbitMQ 4.3 never forgets a consumer whose channel closes while it is
-    /// being replaced and holds deliveries; when its replacement goes, the
-    /// partition belongs to nobody. So everything is given back first. While one
-    /// that is not being replaced gives back, it may be handed later messages
-    /// instead, and the order is gone. So a *deputy* replaces it for certain: a
-    /// consumer of our own with the highest priority of all. It is handed
-    /// everything, in order, when the last delivery has come back, and closing
-    /// its channel is safe, since nothing can replace it.
-    pub(crate) async fn hand_back(mut self, connection: &Connection, holds: bool) {
-        let handing = async {
-            if holds || self.has_unread().await? {
-                self.install_deputy(connection).await
-            } else {
-                Ok(None)
-            }
-        };
-        let deputy = match tokio::time::timeout(HAND_BACK_TIMEOUT, handing).await {
-            Ok(Ok(deputy)) => deputy,
-            Ok(Err(error)) => {
-                tracing::warn!(queue = self.queue, %error, "could not hand back, closing");
-                None
-            }
-            Err(_) => {
-                tracing::warn!(queue = self.queue, "could not hand back in time, closing");
-                None
-            }
-        };
-        // In this order, or the broker would hand everything to this channel anew.
-        self.close().await;
-        if let Some(deputy) = deputy {
-            deputy.close().await;
-        }
-    }
-
-    /// Waits until all that the broker has handed out so far has arrived, and
-    /// says whether any of it was not read.
-    async fn has_unread(&mut self) -> Result<bool, Error> {
-        // A question that changes nothing; its answer comes after the deliveries.
-        let answer = self.channel.basic_qos(self.prefetch.get(), BasicQosOptions::default());
-        answer.await.doing(format!("wait for {}", self.queue))?;
-        Ok(poll_once(self.read()).await.transpose()?.is_some())
-    }
-
-    /// Gives everything back to a deputy. What has not arrived yet would not be
-    /// given back, so that is waited for.
-    async fn install_deputy(&mut self, connection: &Connection) -> Result<Option<Self>, Error> {
-        let highest = Some(Priority::HIGHEST);
-        let deputy = Self::open(connection, &self.queue, &self.worker, highest, self.prefetch);
-        let Some(mut deputy) = deputy.await? else { return Ok(None) };
-        self.has_unread().await?;
-        let everything = BasicNackOptions { multiple: true, requeue: true };
-        loop {
-            let returned = self.channel.basic_nack(0, everything).await;
-            returned.doing(format!("give back {}", self.queue))?;
-            tokio::select! {
-                delivery = deputy.next() => return delivery.map(|_| Some(deputy)),
-                // It was on its way when the deputy came.
-                delivery = self.read() => delivery.map(drop)?,
-            }
-        }
     }
 
     /// Gives the queue up: unsettled deliveries go back in order.

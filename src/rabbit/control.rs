@@ -1,10 +1,11 @@
-//! How workers hear of one another, and how `status` hears of them: a fanout
-//! exchange, to which every worker has bound a queue of its own that ends with
-//! its connection.
+//! The control exchange, on which the members of a fleet, its planner and its operators talk to
+//! all workers: a fanout, to which every worker has bound a queue of its own that ends with its
+//! connection.
 //!
-//! Nothing that is said here matters for safety. A lost greeting makes a
-//! hand-over slower, a lost report makes a table shorter.
+//! Nothing that is said here matters for safety. A lost plan or announcement leaves the fleet
+//! out of balance until the next one, a lost report makes a table shorter.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::StreamExt;
@@ -21,22 +22,32 @@ use uuid::Uuid;
 
 use super::connection::close;
 use super::error::{Doing, Error, reply};
+use super::planner::MemberMessage;
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::PartitionId;
+use crate::protocol::plan::{Plan, Role};
 use crate::protocol::task::{Resource, TaskId};
 
 /// What is said to all workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Said {
-    /// A worker consumes all partitions now: those that it wins may be given
-    /// up to it.
-    Hello {
-        /// Which one.
+    /// A new planner calls the roll: every member reports to it at once.
+    Call,
+    /// The planner tells who should stand where.
+    Plan(Arc<Plan>),
+    /// A planned owner or first standby stands in the line of these partitions.
+    Attached {
+        /// Its name.
         worker: WorkerId,
-        /// Its capacity.
-        weight: Weight,
+        /// Where it stands.
+        places: Vec<AnnouncedPlace>,
+    },
+    /// The planner has found nobody in the line of these partitions.
+    Unattended {
+        /// Which.
+        partitions: Vec<PartitionId>,
     },
     /// How are you? Answers go to the queue in `reply_to`.
     Report,
@@ -51,6 +62,31 @@ pub(crate) enum Said {
         /// Of the last order.
         position: u64,
     },
+}
+
+/// A place in a line, as its holder announces it: `[partition, age, id]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u32, u64, u32)", into = "(u32, u64, u32)")]
+pub(crate) struct AnnouncedPlace {
+    /// Number of the partition.
+    pub(crate) partition: u32,
+    /// For how many milliseconds its holder has been attached. Clocks of two machines are not
+    /// compared.
+    pub(crate) age_ms: u64,
+    /// Any number that tells this attachment from others of the same worker.
+    pub(crate) id: u32,
+}
+
+impl From<(u32, u64, u32)> for AnnouncedPlace {
+    fn from((partition, age_ms, id): (u32, u64, u32)) -> Self {
+        Self { partition, age_ms, id }
+    }
+}
+
+impl From<AnnouncedPlace> for (u32, u64, u32) {
+    fn from(AnnouncedPlace { partition, age_ms, id }: AnnouncedPlace) -> Self {
+        (partition, age_ms, id)
+    }
 }
 
 /// A worker follows all orders up to a position of their log.
@@ -136,8 +172,15 @@ pub struct WorkerReport {
     pub failed: u64,
     /// Tasks dead-lettered since it started.
     pub dead_lettered: u64,
-    /// The partitions that it holds deliveries of.
+    /// The partitions that it owns: those that it was handed anything of since it attached.
     pub partitions: Vec<HeldPartition>,
+    /// The number of the plan that it follows. None of an older keylane, or before it knows one.
+    #[serde(default)]
+    pub plan: Option<u64>,
+    /// Its place in the lines of partitions: those that it is planned for, and those in which it
+    /// stands.
+    #[serde(default)]
+    pub line: Vec<LinePlace>,
     /// Its load of the last one to two minutes. None of an older keylane.
     #[serde(default)]
     pub recent: RecentLoad,
@@ -173,7 +216,32 @@ pub struct HotResource {
     pub handler_ms: u64,
 }
 
-/// A partition that a worker holds deliveries of.
+/// The place of a worker in the line of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(PartitionId, Role, Option<u64>)", into = "(PartitionId, Role, Option<u64>)")]
+#[non_exhaustive]
+pub struct LinePlace {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The role that the plan gives the worker.
+    pub role: Role,
+    /// For how many milliseconds it has been attached; `None` if it does not stand in the line.
+    pub attached_ms: Option<u64>,
+}
+
+impl From<(PartitionId, Role, Option<u64>)> for LinePlace {
+    fn from((partition, role, attached_ms): (PartitionId, Role, Option<u64>)) -> Self {
+        Self { partition, role, attached_ms }
+    }
+}
+
+impl From<LinePlace> for (PartitionId, Role, Option<u64>) {
+    fn from(place: LinePlace) -> Self {
+        (place.partition, place.role, place.attached_ms)
+    }
+}
+
+/// A partition that a worker owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HeldPartition {
@@ -300,6 +368,11 @@ impl Control {
         self.publish("", to, answer).await
     }
 
+    /// Tells the planner, whoever that is.
+    pub(crate) async fn tell_planner(&self, message: &MemberMessage) -> Result<(), Error> {
+        self.publish("", &self.namespace.planner(), message).await
+    }
+
     /// Where answers come to.
     pub(crate) fn own_queue(&self) -> &str {
         &self.own_queue
@@ -401,6 +474,7 @@ pub(crate) mod fuzz {
 
     /// A message on the control exchange, or the answer to one.
     pub fn control(bytes: &[u8]) {
+        crate::rabbit::planner::fuzz::member(bytes);
         if let Ok(said) = serde_json::from_slice::<Said>(bytes) {
             let stored = serde_json::to_vec(&said).unwrap_or_default();
             let again = serde_json::from_slice::<Said>(&stored).ok();

@@ -104,6 +104,14 @@ pub enum Error {
         /// The namespace.
         namespace: String,
     },
+    /// The namespace has no queue for the planner: it was set up by an older keylane.
+    #[error(
+        "namespace {namespace:?} has no queue for the planner of its workers: run `keylane init --namespace {namespace}` again"
+    )]
+    PlannerMissing {
+        /// The namespace.
+        namespace: String,
+    },
     /// The namespace cannot be steered: it was set up by an older keylane.
     #[error(
         "namespace {namespace:?} has no log of orders on this broker: run `keylane init --namespace {namespace}` again"
@@ -220,6 +228,7 @@ impl Error {
             | Self::NotPermitted { .. }
             | Self::TopologyMissing { .. }
             | Self::JournalMissing { .. }
+            | Self::PlannerMissing { .. }
             | Self::SteeringMissing { .. }
             | Self::SteeringUnreadable { .. }
             | Self::Steering(_)

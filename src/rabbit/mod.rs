@@ -14,12 +14,15 @@ pub(crate) mod error;
 pub(crate) mod journal;
 #[cfg(feature = "cli")]
 pub(crate) mod naive;
+pub(crate) mod planner;
+pub(crate) mod pool;
 pub(crate) mod publisher;
 pub(crate) mod pulse;
 #[cfg(feature = "cli")]
 pub(crate) mod purge;
 #[cfg(feature = "cli")]
 pub(crate) mod raw;
+pub(crate) mod seat;
 pub(crate) mod status;
 pub(crate) mod steering;
 mod tls;

@@ -19,8 +19,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use lapin::Connection;
 use lapin::options::BasicQosOptions;
+use lapin::{Channel, Connection};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -34,32 +34,56 @@ const QUESTIONS: u32 = 5;
 /// lost; never if the connection has no heartbeat, since nobody gives up then.
 /// `queue` is for the token, which is published over `side`.
 pub(crate) async fn lost(connection: &Connection, side: &Connection, queue: &str) -> Error {
-    let lease = Duration::from_secs(connection.configuration().heartbeat().into());
-    if lease.is_zero() {
-        return std::future::pending().await;
-    }
-    let (answered, answers) = watch::channel(Some(Instant::now()));
+    let Some(lease) = lease(connection) else { return std::future::pending().await };
+    let unanswered = match unanswered(connection).await {
+        Ok(unanswered) => unanswered,
+        Err(error) => return error,
+    };
     // Until the token has come once, its absence says nothing: a broker that is out
     // of memory takes none.
     let (returned, returns) = watch::channel(None);
     tokio::select! {
-        asked = ask(connection, lease / QUESTIONS, &answered) => match asked {
-            Ok(never) => match never {},
-            Err(error) => error,
-        },
-        seconds = expired(answers, lease) => Error::Silent { seconds },
+        error = unanswered => error,
         never = pass_on(connection, side, queue, lease / QUESTIONS, &returned) => match never {},
         seconds = expired(returns, lease) => Error::Minority { seconds },
     }
 }
 
+/// Nobody gives a connection up that has no heartbeat.
+fn lease(connection: &Connection) -> Option<Duration> {
+    let heartbeat = connection.configuration().heartbeat();
+    (heartbeat > 0).then(|| Duration::from_secs(heartbeat.into()))
+}
+
+/// The first half of [`lost`]: comes back when the broker has not answered for a lease, or the
+/// connection is lost.
+///
+/// # Errors
+/// When the connection is lost already.
+pub(crate) async fn unanswered(
+    connection: &Connection,
+) -> Result<impl Future<Output = Error> + Send + use<>, Error> {
+    let lease = lease(connection);
+    let channel = connection.create_channel().await.doing("open a channel")?;
+    Ok(async move {
+        let Some(lease) = lease else { return std::future::pending().await };
+        let (answered, answers) = watch::channel(Some(Instant::now()));
+        tokio::select! {
+            asked = ask(channel, lease / QUESTIONS, &answered) => match asked {
+                Ok(never) => match never {},
+                Err(error) => error,
+            },
+            seconds = expired(answers, lease) => Error::Silent { seconds },
+        }
+    })
+}
+
 /// Asks the broker, and tells when the questions that it answered were asked.
 async fn ask(
-    connection: &Connection,
+    channel: Channel,
     pause: Duration,
     answered: &watch::Sender<Option<Instant>>,
 ) -> Result<Infallible, Error> {
-    let channel = connection.create_channel().await.doing("open a channel")?;
     loop {
         sleep(pause).await;
         let asked = Instant::now();

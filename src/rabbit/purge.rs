@@ -27,7 +27,8 @@ pub(crate) async fn purge(connect: &Connect, topology: &Topology) -> Result<(), 
         queues.push(Namespace::epoch(&queue));
         queues.push(queue);
     }
-    queues.extend([namespace.inbox(), namespace.dead(), namespace.journal(), namespace.steering()]);
+    queues.extend([namespace.inbox(), namespace.dead(), namespace.planner()]);
+    queues.extend([namespace.journal(), namespace.steering()]);
     for queue in queues {
         let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
         deleted.await.doing(format!("delete {queue}"))?;

@@ -10,8 +10,9 @@ use super::control::{Control, Said, WorkerReport};
 use super::error::Error;
 use super::steering::OrderLog;
 use crate::protocol::names::Namespace;
-use crate::protocol::ownership::{WorkerId, priority};
+use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::plan::Role;
 use crate::protocol::stall::{Cause, Holder, Look};
 use crate::protocol::steering::Steering;
 use crate::protocol::task::Resource;
@@ -74,9 +75,15 @@ pub struct ResourceShare {
 pub struct PartitionStatus {
     /// Its number.
     pub partition: PartitionId,
-    /// The worker that holds its deliveries; if nobody holds any, the one that
-    /// would get the next. `None` if nobody consumes it.
+    /// The worker that was handed its deliveries; if nobody was, the one that stands first in
+    /// line. `None` if no worker answers that stands there.
     pub owner: Option<WorkerId>,
+    /// The worker that should own it, by the plan. Another one may for a moment, or while that
+    /// one does not come.
+    pub planned: Option<WorkerId>,
+    /// The workers that stand in its line, by their own account: the first one owns it, and the
+    /// next one takes over when that is lost.
+    pub line: Vec<WorkerId>,
     /// Tasks that wait on the broker.
     pub ready: u32,
     /// Deliveries at workers that are not settled.
@@ -176,6 +183,8 @@ impl Status {
             .map(|(partition, count)| PartitionStatus {
                 partition,
                 owner: None,
+                planned: None,
+                line: Vec::new(),
                 ready: count.ready,
                 unsettled: 0,
                 running: 0,
@@ -237,9 +246,27 @@ impl Status {
 }
 
 fn assign(partitions: &mut [PartitionStatus], workers: &[WorkerReport]) {
-    for partition in partitions.iter_mut() {
-        let rank = |w: &&WorkerReport| priority(&w.worker, w.weight, partition.partition);
-        partition.owner = workers.iter().max_by_key(rank).map(|w| w.worker.clone());
+    let mut lines: Vec<Vec<(u64, &WorkerId)>> = vec![Vec::new(); partitions.len()];
+    // The newest plan counts.
+    let mut by_plan: Vec<_> = workers.iter().collect();
+    by_plan.sort_by_key(|worker| worker.plan);
+    for worker in by_plan {
+        for place in &worker.line {
+            let number = place.partition.number() as usize;
+            let Some(partition) = partitions.get_mut(number) else { continue };
+            if place.role == Role::Owner {
+                partition.planned = Some(worker.worker.clone());
+            }
+            if let Some(attached_ms) = place.attached_ms {
+                lines[number].push((attached_ms, &worker.worker));
+            }
+        }
+    }
+    for (partition, mut line) in partitions.iter_mut().zip(lines) {
+        line.sort_by(|a, b| b.cmp(a));
+        partition.line = line.into_iter().map(|(_, worker)| worker.clone()).collect();
+        // The broker never replaces an active consumer: whoever came first is the owner.
+        partition.owner = partition.line.first().cloned();
     }
     for worker in workers {
         for held in &worker.partitions {
@@ -294,6 +321,8 @@ pub(crate) mod fuzz {
         let nobody = |number| PartitionStatus {
             partition: PartitionId::new(number),
             owner: None,
+            planned: None,
+            line: Vec::new(),
             ready: 0,
             unsettled: 0,
             running: 0,
@@ -303,7 +332,8 @@ pub(crate) mod fuzz {
         };
         let mut partitions: Vec<_> = (0..4).map(nobody).collect();
         assign(&mut partitions, reports);
-        assert!(reports.is_empty() || partitions.iter().all(|p| p.owner.is_some()));
+        let known = |name: &Option<_>| name.iter().all(|n| reports.iter().any(|r| r.worker == *n));
+        assert!(partitions.iter().all(|p| known(&p.owner) && known(&p.planned)));
         let sane = |share: f64| (0.0..=1.0).contains(&share);
         let shares = shares(reports);
         assert!(shares.iter().all(|s| sane(s.attempts) && sane(s.handler_time) && sane(s.busy)));

@@ -22,6 +22,7 @@ use super::connection::{Connect, arguments, close, close_connection, confirm_cha
 use super::consumer::counts;
 use super::epoch::{self, Others};
 use super::error::{Doing, Error, reply};
+use super::planner;
 use super::steering;
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::{PartitionId, Topology};
@@ -150,6 +151,7 @@ async fn declare_queues(
     declared.map_err(|error| refused(&control, error))?;
     queue(&channel, &namespace.dead(), quorum(false)).await?;
     queue(&channel, &namespace.inbox(), quorum(true)).await?;
+    planner::declare(&channel, namespace).await?;
     close(&channel).await;
     declare_journal(connection, namespace, retention).await?;
     steering::declare(connection, namespace).await?;

@@ -54,23 +54,14 @@ pub(super) fn is_supported(version: &str) -> bool {
     version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_none_or(|m| m >= 4)
 }
 
-/// Whether what a consumer gives back while it is being replaced comes first
-/// and in order for the next one: measured on 4.3; on 4.0 it comes last, and
-/// what lies between could not be measured.
-pub(super) fn requeues_in_order(version: &str) -> bool {
-    let mut parts = version.split('.').map(str::parse::<u32>);
-    let mut next = || parts.next()?.ok();
-    next().zip(next()).is_some_and(|version| version >= (4, 3))
-}
-
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz {
-    use super::{is_supported, requeues_in_order, version_in};
+    use super::{is_supported, version_in};
 
     /// A broker's first bytes.
     pub fn greeting(bytes: &[u8]) {
         let Some(version) = version_in(bytes) else { return };
-        let _ = (is_supported(&version), requeues_in_order(&version));
+        let _ = is_supported(&version);
         let more = [bytes, b"\x07versionS\0\0\0\x011"].concat();
         assert_eq!(version_in(&more), Some(version), "what comes later changes nothing");
     }
@@ -85,13 +76,6 @@ mod tests {
         let greeting = b"\x01\x00\x00....\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x054.3.6...";
         assert_eq!(version_in(greeting).as_deref(), Some("4.3.6"));
         assert_eq!(version_in(&greeting[..greeting.len() - 4]), None);
-    }
-
-    #[test]
-    fn only_what_was_measured_requeues_in_order() {
-        assert!(requeues_in_order("4.3.6") && requeues_in_order("4.10.0-rc.1"));
-        assert!(requeues_in_order("5.0"));
-        assert!(!requeues_in_order("4.2.9") && !requeues_in_order("unknown"));
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub(super) struct Held {
     /// Milliseconds since the worker started.
     retry_at_ms: AtomicU64,
     settled: AtomicU64,
+    /// Time that handlers ran, added up, and until when; microseconds since the worker started.
+    busy_us: AtomicU64,
+    noted_us: AtomicU64,
 }
 
 /// No retry is due.
@@ -34,13 +37,16 @@ impl Default for Held {
             startable: AtomicU32::new(0),
             retry_at_ms: AtomicU64::new(NEVER),
             settled: AtomicU64::new(0),
+            busy_us: AtomicU64::new(0),
+            noted_us: AtomicU64::new(0),
         }
     }
 }
 
 impl Held {
-    /// What the lanes hold. `retry_at`: since the worker started.
-    pub(super) fn note(&self, lanes: &Lanes, retry_at: Option<Duration>) {
+    /// What the lanes hold. `now`, `retry_at`: since the worker started.
+    pub(super) fn note(&self, now: Duration, lanes: &Lanes, retry_at: Option<Duration>) {
+        self.add_busy(now);
         // A window holds no more than a prefetch, which has 16 bits.
         self.unsettled.store(lanes.unsettled() as u32, Ordering::Relaxed);
         self.running.store(lanes.running() as u32, Ordering::Relaxed);
@@ -62,7 +68,8 @@ impl Held {
     }
 
     /// The partition was given up, or lost.
-    pub(super) fn note_nothing(&self) {
+    pub(super) fn note_nothing(&self, now: Duration) {
+        self.add_busy(now);
         self.served.store(false, Ordering::Relaxed);
         for count in [&self.unsettled, &self.running, &self.paused, &self.retrying, &self.startable]
         {
@@ -76,17 +83,26 @@ impl Held {
         self.settled.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn holds(&self) -> bool {
-        self.unsettled.load(Ordering::Relaxed) > 0
+    /// The time that its handlers have run, added up, in microseconds.
+    pub(super) fn busy_us(&self, now: Duration) -> u64 {
+        let running_us = micros(now).saturating_sub(self.noted_us.load(Ordering::Relaxed));
+        let running = u64::from(self.running()).saturating_mul(running_us);
+        self.busy_us.load(Ordering::Relaxed).saturating_add(running)
+    }
+
+    /// What ran since the last time counts as busy; called before that changes.
+    fn add_busy(&self, now: Duration) {
+        self.busy_us.store(self.busy_us(now), Ordering::Relaxed);
+        self.noted_us.store(micros(now), Ordering::Relaxed);
     }
 
     pub(super) fn running(&self) -> u32 {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// `None` if it holds nothing. `now`: since the worker started.
+    /// `None` if this is not the owner. `now`: since the worker started.
     pub(super) fn report(&self, partition: PartitionId, now: Duration) -> Option<HeldPartition> {
-        if !self.holds() {
+        if !self.served() {
             return None;
         }
         let read = |count: &AtomicU32| count.load(Ordering::Relaxed);
@@ -101,4 +117,8 @@ impl Held {
         held.retry_in_ms = (retry_at != NEVER).then(|| retry_at.saturating_sub(now_ms));
         Some(held)
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -5,8 +5,11 @@ mod backlog;
 mod counting;
 mod held;
 mod holding;
+mod line;
+mod member;
 mod mint;
-mod owner;
+mod partition_consumer;
+mod planner;
 mod recording;
 mod session;
 mod steered;
@@ -31,6 +34,7 @@ use crate::metrics::{Figures, Metrics};
 use crate::protocol::crashes::MaxCrashes;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::plan::Plan;
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
@@ -256,6 +260,8 @@ struct Shared<E> {
     leave: CancellationToken,
     /// Where the operators wait who asked it to.
     told_to_leave: Mutex<Vec<String>>,
+    /// The plan that the last session followed.
+    plan: Mutex<Option<Arc<Plan>>>,
     /// Cancelled when the future of [`work`] is dropped.
     dropped: CancellationToken,
 }
@@ -290,8 +296,17 @@ impl<E> Shared<E> {
             started: Instant::now(),
             leave,
             told_to_leave: Mutex::default(),
+            plan: Mutex::default(),
             dropped: CancellationToken::new(),
         }
+    }
+
+    fn last_plan(&self) -> Option<Arc<Plan>> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep_plan(&self, plan: &Arc<Plan>) {
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(plan));
     }
 
     fn told_to_leave(&self) -> MutexGuard<'_, Vec<String>> {
@@ -335,6 +350,8 @@ impl<E> Shared<E> {
             failed: summary.failed,
             dead_lettered: summary.dead_lettered,
             partitions: partitions.collect(),
+            plan: None,
+            line: Vec::new(),
             recent: RecentLoad {
                 window_ms: ms(load.window_us),
                 attempts: load.attempts as u64,

@@ -3,25 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use super::owner::{Outbid, Owner};
+use super::line::Line;
+use super::partition_consumer::PartitionConsumer;
 use super::steered::Steered;
-use super::{Execute, Held, Shared, Source, backlog};
-use crate::backoff::Backoff;
-use crate::protocol::ownership::{Weight, WorkerId, priority};
+use super::{Execute, Held, Shared, Source, backlog, member, planner};
 use crate::protocol::partition::{PartitionId, Topology};
+use crate::protocol::plan::Plan;
 use crate::rabbit::connection::{Connect, Connection, close_connection};
-use crate::rabbit::control::{Control, Found, Heeded, Said};
+use crate::rabbit::control::{Control, WorkerReport};
 use crate::rabbit::epoch;
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::{self, Journal, Lately, Recent, Window};
+use crate::rabbit::planner::{MemberMessage, PlannerQueue};
+use crate::rabbit::pool::ConsumerPool;
 use crate::rabbit::publisher::{Publisher, Route};
 use crate::rabbit::pulse;
+use crate::rabbit::seat;
 use crate::rabbit::steering::OrderLog;
 use crate::rabbit::token;
 use crate::rabbit::topology;
@@ -30,16 +32,19 @@ use crate::rabbit::topology;
 pub(super) struct Session<E> {
     pub(super) shared: Arc<Shared<E>>,
     pub(super) topology: Topology,
-    /// Whether an owner that is being replaced may give back what it holds.
-    pub(super) hands_back: bool,
-    /// Consumes, and nothing else: the broker blocks connections that publish.
-    pub(super) connection: Connection,
-    /// Greets, reports and claims.
+    /// Consume, and nothing else: the broker blocks connections that publish.
+    pub(super) connections: ConsumerPool,
+    /// How many channels may be opened at once: a fleet that reconnects together leaves the
+    /// broker some air.
+    pub(super) opening: Semaphore,
+    /// Reports, announces and claims.
     pub(super) side: Connection,
     /// Publishes dead letters; connects when there is one.
     pub(super) publisher: Publisher,
     pub(super) dead: Route,
     pub(super) held: Vec<Held>,
+    /// Where it stands in the lines of the partitions.
+    pub(super) line: Line,
     /// Queue of the token that shows whether our node is cut off.
     pulse: String,
     /// What operators have ordered.
@@ -89,8 +94,11 @@ async fn run_on<E: Execute>(
         Source::Inbox => vec![namespace.inbox()],
     };
     let side = connect.open("worker, side").await?;
-    let control = match shared.source {
-        Source::Partitions => Some(Control::open(&side, namespace, true).await?),
+    let fleet = match shared.source {
+        Source::Partitions => {
+            let control = Control::open(&side, namespace, true).await?;
+            Some((control, PlannerQueue::open(&side, namespace).await?))
+        }
         Source::Inbox => None,
     };
     let journal = shared.journal.get_or_init(|| {
@@ -122,16 +130,24 @@ async fn run_on<E: Execute>(
         Source::Inbox => None,
     };
     let (steered, askers) = Steered::new(orders.as_ref());
+    let worker = &shared.options.id;
+    let line = match shared.source {
+        Source::Partitions => Line::new(worker.clone(), queues.len(), shared.last_plan()),
+        Source::Inbox => Line::planless(worker.clone(), queues.len()),
+    };
+    let seat = seat::take(&side, namespace, worker).await?;
+    let (connections, mut later_lost) = ConsumerPool::new(connect, connection, queues.len());
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
         topology,
-        hands_back: connect.requeues_in_order().await,
-        connection,
+        connections,
+        opening: Semaphore::new(OPENING),
         side,
         publisher: Publisher::new(connect.clone(), "worker, dead letters", topology, None),
         dead: Route::queue(&namespace.dead()),
         held: queues.iter().map(|_| Held::default()).collect(),
-        pulse: namespace.pulse(&Uuid::now_v7().simple().to_string()),
+        line,
+        pulse: namespace.pulse(seat),
         steered,
         drain: shutdown.child_token(),
         drains: queues.iter().map(|_| CancellationToken::new()).collect(),
@@ -145,39 +161,38 @@ async fn run_on<E: Execute>(
     if shared.options.metrics.is_some() {
         beside.spawn(backlog::watch(Arc::clone(&session), queues.clone()));
     }
-    let mut owners = JoinSet::new();
-    // All of them, and the check of the counters, say it once: nobody is held up.
-    let (opened_sender, opened) = mpsc::channel(queues.len() + 1);
-    let mut outbids = Vec::new();
+    let mut consumers = JoinSet::new();
     for (index, queue) in queues.into_iter().enumerate() {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        outbids.push(sender);
-        let owner = Owner::new(Arc::clone(&session), index, queue, receiver);
-        owners.spawn(owner.run(opened_sender.clone()));
+        consumers.spawn(PartitionConsumer::new(Arc::clone(&session), index, queue).run());
     }
     if shared.options.fencing {
         // Beside them, since a worker that joins is waited for.
-        let (session, checked) = (Arc::clone(&session), opened_sender.clone());
-        owners.spawn(async move {
+        let session = Arc::clone(&session);
+        consumers.spawn(async move {
             let namespace = session.shared.connect.namespace();
-            epoch::check(&session.side, namespace, &session.topology).await?;
-            // The listener may have ended; then nobody waits.
-            checked.send(()).await.ok();
-            Ok(())
+            epoch::check(&session.side, namespace, &session.topology).await
         });
     }
-    drop(opened_sender);
-
-    if let Some(control) = control {
-        beside.spawn(listen(Arc::clone(&session), control, opened, outbids));
+    let mut losses = JoinSet::new();
+    if let Some((control, planner_queue)) = fleet {
+        losses.spawn(member::take_part(Arc::clone(&session), control));
+        beside.spawn(planner::stand_by(Arc::clone(&session), planner_queue));
     }
+    losses.spawn(async move {
+        match later_lost.recv().await {
+            Some(error) => error,
+            // The pool has the sender, and lives as long as the session.
+            None => std::future::pending().await,
+        }
+    });
     if shared.source == Source::Partitions {
         beside.spawn(Steered::follow(Arc::clone(&session), orders));
         let session = Arc::clone(&session);
         beside.spawn(async move { session.leave_when_asked(askers).await });
     }
-    let result = supervise(&session, owners).await;
+    let result = supervise(&session, consumers, &mut losses).await;
     beside.shutdown().await;
+    losses.shutdown().await;
     if result.is_ok() {
         session.say_goodbye().await;
     }
@@ -190,7 +205,7 @@ async fn run_on<E: Execute>(
     }
     if let Some(session) = Arc::into_inner(session) {
         close_connection(session.side).await;
-        close_connection(session.connection).await;
+        session.connections.close().await;
     }
     result
 }
@@ -198,11 +213,32 @@ async fn run_on<E: Execute>(
 /// A broker that takes nothing at the moment does not hold up a worker that leaves.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Channels that one worker opens at once.
+const OPENING: usize = 16;
+
 /// So much earlier do owners drain than those who stand by: the broker has enough to do with
 /// what is waited for.
 const HEAD_START: Duration = Duration::from_millis(300);
 
 impl<E> Session<E> {
+    /// Has the others take over, by plan. The broker hands on what it has been given anyway.
+    async fn say_goodbye_to_planner(&self) {
+        if self.shared.source == Source::Inbox {
+            return;
+        }
+        let worker = self.shared.options.id.clone();
+        let telling = async {
+            let namespace = self.shared.connect.namespace();
+            let control = Control::open(&self.side, namespace, false).await?;
+            control.tell_planner(&MemberMessage::Goodbye { worker }).await?;
+            control.close().await;
+            Ok::<_, Error>(())
+        };
+        if !matches!(timeout(GOODBYE_TIMEOUT, telling).await, Ok(Ok(()))) {
+            tracing::debug!("the planner misses it later");
+        }
+    }
+
     /// The tasks that had been executed by the time `owned_since` in a partition, as
     /// far as the journal knows. `None` without a journal.
     pub(super) async fn executed_before(
@@ -227,9 +263,31 @@ impl<E> Session<E> {
         Some(lately)
     }
 
+    /// Follows a plan, in this session and at the beginning of the next one.
+    pub(super) fn follow(&self, plan: Arc<Plan>) {
+        // One for another number of partitions is of another namespace.
+        if plan.lines.len() != self.held.len() || self.drain.is_cancelled() {
+            return;
+        }
+        if self.line.plan().is_none() {
+            tracing::info!(worker = %self.shared.options.id, topology = %self.topology, "working");
+        }
+        self.shared.keep_plan(&plan);
+        self.line.follow(plan);
+    }
+
+    /// How this worker is.
+    pub(super) fn report(&self) -> WorkerReport {
+        let mut report = self.shared.report(&self.topology, &self.held);
+        report.plan = self.line.plan().map(|plan| plan.number);
+        report.line = self.line.places();
+        report
+    }
+
     /// Drains all queues, once it is asked for.
     async fn drain(&self) {
         self.drain.cancelled().await;
+        self.say_goodbye_to_planner().await;
         // One that holds nothing just now may be the owner as well.
         let owners = self.held.iter().zip(&self.drains).filter(|(held, _)| held.served());
         let mut nobody = true;
@@ -244,13 +302,14 @@ impl<E> Session<E> {
     }
 }
 
-/// Waits for all owners; the first error ends the others.
+/// Waits for all consumers; the first error ends the others.
 async fn supervise<E: Execute>(
     session: &Session<E>,
-    mut owners: JoinSet<Result<(), Error>>,
+    mut consumers: JoinSet<Result<(), Error>>,
+    losses: &mut JoinSet<Error>,
 ) -> Result<(), Error> {
     let mut result = Ok(());
-    let silence = pulse::lost(&session.connection, &session.side, &session.pulse);
+    let silence = pulse::lost(session.connections.first(), &session.side, &session.pulse);
     tokio::pin!(silence);
     let mut silent = false;
     let deadline = async {
@@ -262,7 +321,8 @@ async fn supervise<E: Execute>(
     tokio::pin!(deadline);
     loop {
         let ended = tokio::select! {
-            ended = owners.join_next() => ended,
+            ended = consumers.join_next() => ended,
+            Some(lost) = losses.join_next() => Some(lost.map(Err)),
             () = &mut deadline => None,
             error = &mut silence, if !silent => {
                 silent = true;
@@ -274,115 +334,13 @@ async fn supervise<E: Execute>(
             Some(Ok(Ok(()))) => continue,
             Some(Ok(Err(error))) => error,
             Some(Err(panic)) => {
-                Error::Broker { doing: "run an owner".to_owned(), source: Box::new(panic) }
+                Error::Broker { doing: "run a worker".to_owned(), source: Box::new(panic) }
             }
         };
         session.lost.cancel();
         session.abort.cancel();
         if result.is_ok() {
             result = Err(error);
-        }
-    }
-}
-
-/// Greets the others once everything is consumed, hears of newcomers, and
-/// answers who asks.
-async fn listen<E: Execute>(
-    session: Arc<Session<E>>,
-    mut control: Control,
-    mut opened: mpsc::Receiver<()>,
-    outbids: Vec<mpsc::UnboundedSender<Outbid>>,
-) {
-    let Session { shared, topology, held, .. } = &*session;
-    let options = &shared.options;
-    let (heeding, mut heeded) = mpsc::unbounded_channel::<(String, Heeded)>();
-    let mut heeders = JoinSet::new();
-    // With fencing, the counters are looked for, too.
-    let mut to_open = topology.partitions().len() + usize::from(options.fencing);
-    loop {
-        while heeders.try_join_next().is_some() {}
-        tokio::select! {
-            Some((to, heeded)) = heeded.recv() => {
-                if let Err(error) = control.answer(&to, &heeded).await {
-                    tracing::debug!(%error, "could not answer");
-                }
-            }
-            Some(()) = opened.recv(), if to_open > 0 => {
-                to_open -= 1;
-                if to_open == 0 {
-                    tracing::info!(worker = %options.id, %topology, "working");
-                    let hello = Said::Hello { worker: options.id.clone(), weight: options.weight };
-                    if let Err(error) = control.say(&hello).await {
-                        tracing::warn!(%error, "could not greet the fleet: hand-overs are slower");
-                    }
-                }
-            }
-            heard = control.hear() => match heard {
-                Some((Said::Hello { worker, weight }, _)) => {
-                    outbid(session.as_ref(), &worker, weight, &outbids);
-                }
-                Some((Said::Report, Some(to))) => {
-                    if let Err(error) = control.answer(&to, &shared.report(topology, held)).await {
-                        tracing::debug!(%error, "could not report");
-                    }
-                }
-                Some((Said::Find { task }, Some(to))) => {
-                    let Some(running) = shared.stints.find(&task) else { continue };
-                    let found = Found::new(options.id.clone(), running);
-                    if let Err(error) = control.answer(&to, &found).await {
-                        tracing::debug!(%error, "could not answer");
-                    }
-                }
-                Some((Said::Heed { position }, Some(to))) => {
-                    let (session, heeding) = (Arc::clone(&session), heeding.clone());
-                    heeders.spawn(async move {
-                        let Some(position) = session.steered.heed(position).await else { return };
-                        let worker = session.shared.options.id.clone();
-                        // The listener may have ended; then nobody waits.
-                        heeding.send((to, Heeded { worker, position })).ok();
-                    });
-                }
-                Some((Said::Report | Said::Find { .. } | Said::Heed { .. }, None)) => {}
-                None => {
-                    tracing::warn!("cannot hear the fleet: hand-overs are slower until it can");
-                    control.close().await;
-                    control = hear_again(&session).await;
-                    tracing::info!("hears the fleet again");
-                }
-            },
-        }
-    }
-}
-
-/// Opens what was lost, while the connection was not.
-async fn hear_again<E>(session: &Session<E>) -> Control {
-    let mut backoff = Backoff::new(None);
-    loop {
-        tokio::time::sleep(backoff.next().unwrap_or_default()).await;
-        match Control::open(&session.side, session.shared.connect.namespace(), true).await {
-            Ok(control) => return control,
-            Err(error) => tracing::debug!(%error, "cannot hear the fleet yet"),
-        }
-    }
-}
-
-/// Tells the owners of the partitions that a newcomer wins. The broker hands
-/// them on by itself, but only when all that an owner holds is settled.
-fn outbid<E>(
-    session: &Session<E>,
-    newcomer: &WorkerId,
-    weight: Weight,
-    outbids: &[mpsc::UnboundedSender<Outbid>],
-) {
-    let own = &session.shared.options;
-    if *newcomer == own.id {
-        return;
-    }
-    for (partition, outbid) in session.topology.partitions().zip(outbids) {
-        let loses =
-            priority(newcomer, weight, partition) > priority(&own.id, own.weight, partition);
-        if loses && outbid.send(Outbid).is_err() {
-            tracing::debug!(%partition, "its owner has ended");
         }
     }
 }

@@ -145,7 +145,7 @@ impl Steered {
     pub(super) async fn follow<E>(session: Arc<Session<E>>, mut log: Option<OrderLog>) {
         let (steered, namespace) = (&session.steered, session.shared.connect.namespace());
         let mut backoff = Backoff::new(None);
-        while session.connection.status().connected() {
+        while session.connections.first().status().connected() {
             let error = match log.take() {
                 Some(mut opened) => {
                     backoff = Backoff::new(None);
@@ -154,14 +154,14 @@ impl Steered {
                     let Err(error) = steered.read(&session, &mut opened).await;
                     if steered.was_checked(since) {
                         tracing::debug!(%error, "reads the orders anew");
-                        log = open_anew(&session.connection, namespace).await;
+                        log = open_anew(session.connections.first(), namespace).await;
                         if log.is_some() {
                             continue;
                         }
                     }
                     error
                 }
-                None => match OrderLog::open(&session.connection, namespace).await {
+                None => match OrderLog::open(session.connections.first(), namespace).await {
                     Ok(opened) => {
                         log = Some(opened);
                         continue;
@@ -170,7 +170,7 @@ impl Steered {
                 },
             };
             // The session ends with its connection, and starts nothing on the way.
-            if !session.connection.status().connected() {
+            if !session.connections.first().status().connected() {
                 return;
             }
             steered.checked.send_replace(Checked::Unreadable);
@@ -197,7 +197,7 @@ impl Steered {
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                order = log.next(&session.connection) => {
+                order = log.next(session.connections.first()) => {
                     let order = order?;
                     self.show(log);
                     self.obey(worker, &order.change);

@@ -10,11 +10,10 @@ mod judging;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
@@ -24,7 +23,6 @@ use super::attempt::Ended;
 use super::counting::Counting;
 use super::held::HeldDelivery;
 use super::mint::Mint;
-use super::owner::Outbid;
 use super::recording::Recording;
 use super::session::Session;
 use super::steered::View;
@@ -40,9 +38,6 @@ use crate::rabbit::journal::Lately;
 /// Acks are sent when so many wait, however young they are: the broker gains
 /// nothing from more at once.
 const ACK_BATCH: usize = 64;
-
-/// What was handed out before a newcomer came has arrived by then.
-const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 /// See the [module](self).
 pub(super) struct Tenure<'a, E> {
@@ -69,13 +64,8 @@ pub(super) struct Tenure<'a, E> {
     mint: Mint,
     /// What operators have ordered.
     view: watch::Receiver<View>,
-    /// Since when a newcomer wins the partition: it becomes the owner when everything
-    /// that is held here is settled.
-    outbid: Option<Instant>,
-    /// The queue drains, or the partition is handed over.
+    /// The partition is being given up.
     leaving: bool,
-    /// The lanes were told so.
-    draining: bool,
     origin: Instant,
     flush_at: Option<Instant>,
     /// A flush is due, and waits for the tasks that run.
@@ -88,8 +78,7 @@ pub(super) struct Tenure<'a, E> {
 /// What happens next.
 enum Event {
     Abort,
-    Drain,
-    Outbid,
+    GiveUp,
     Ended(Result<(Id, Ended), JoinError>),
     Recorded,
     DeadLettered(DeliveryTag),
@@ -138,9 +127,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             executed: None,
             mint,
             view,
-            outbid: None,
             leaving: false,
-            draining: false,
             origin: Instant::now(),
             flush_at: None,
             flush_waits: false,
@@ -150,14 +137,12 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     /// Runs until the partition was given up (`Ok`) or lost. No handler runs
-    /// any more when it returns.
-    pub(super) async fn run(
-        mut self,
-        outbids: &mut mpsc::UnboundedReceiver<Outbid>,
-    ) -> Result<(), Error> {
+    /// any more when it returns. It is given up when `give_up` comes back.
+    pub(super) async fn run(mut self, give_up: impl Future<Output = ()>) -> Result<(), Error> {
         let lost = self.session.lost.clone();
+        let mut give_up = pin!(give_up);
         let result = loop {
-            let event = self.next_event(outbids).await;
+            let event = self.next_event(give_up.as_mut()).await;
             // Whatever it waits for on the network, handlers are aborted in time.
             let taken = tokio::select! {
                 taken = self.take(event) => taken,
@@ -184,19 +169,14 @@ impl<'a, E: Execute> Tenure<'a, E> {
         }
         // Meanwhile it may have been.
         let lost = lost || self.session.lost.is_cancelled();
-        // What was not executed is still unsettled.
-        if self.session.hands_back && !lost {
-            let holds = !self.deliveries.is_empty() || self.recording.holds_acks();
-            self.channel.hand_back(&self.session.connection, holds).await;
-        } else {
-            self.channel.close().await;
-        }
-        self.session.held[self.index].note_nothing();
+        // What was not executed is still unsettled, and comes to the next in line in order.
+        self.channel.close().await;
+        self.session.held[self.index].note_nothing(self.session.shared.started.elapsed());
         self.counting.over(lost);
         result
     }
 
-    async fn next_event(&mut self, outbids: &mut mpsc::UnboundedReceiver<Outbid>) -> Event {
+    async fn next_event(&mut self, give_up: Pin<&mut impl Future<Output = ()>>) -> Event {
         if self.is_steered() {
             return Event::Steered;
         }
@@ -213,7 +193,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let waits = self.recording.holds_acks();
         let Self {
             session,
-            index,
             lanes,
             running,
             dead_letters,
@@ -236,8 +215,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             // waiting by a flood of deliveries.
             biased;
             () = session.abort.cancelled() => Event::Abort,
-            () = session.drains[*index].cancelled(), if !leaving => Event::Drain,
-            Some(Outbid) = outbids.recv(), if !leaving => Event::Outbid,
+            () = give_up, if !leaving => Event::GiveUp,
             Some(ended) = running.join_next_with_id() => Event::Ended(ended),
             Some(letter) = dead_letters.join_next() => match letter {
                 Ok(tag) => Event::DeadLettered(tag),
@@ -257,11 +235,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     async fn take(&mut self, event: Event) -> Result<Go, Error> {
-        // Who holds nothing keeps nothing from a newcomer. If it is handed something later,
-        // the newcomer has left.
-        if self.lanes.unsettled() == 0 {
-            self.outbid = self.outbid.filter(|since| since.elapsed() < ON_ITS_WAY);
-        }
         match event {
             Event::Abort => {
                 // What has ended is settled; what runs is not.
@@ -272,8 +245,10 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 self.apply(Input::Lost)?;
                 return Ok(Go::Closed);
             }
-            Event::Drain => self.leaving = true,
-            Event::Outbid => self.outbid = Some(Instant::now()),
+            Event::GiveUp => {
+                self.leaving = true;
+                self.apply(Input::Drain)?;
+            }
             Event::Ended(ended) => self.ended(ended)?,
             Event::Recorded => {}
             Event::DeadLettered(tag) => {
@@ -298,17 +273,6 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
             Event::Mint => self.serve_tokens().await?,
             Event::Delivered(delivery) => self.delivered(*delivery?).await?,
-        }
-        // The broker makes the newcomer wait for all that is held here. Either it
-        // is given back, or settled, as the broker wants it to: a channel that
-        // just closes now may leave its consumer behind for ever.
-        let holds = self.lanes.unsettled() > 0;
-        let outbid = self.outbid.is_some();
-        self.leaving |= outbid && holds && self.session.hands_back;
-        let may_leave = self.session.hands_back || !outbid || !holds;
-        if self.leaving && may_leave && !self.draining {
-            self.draining = true;
-            self.apply(Input::Drain)?;
         }
         let pending = self.lanes.pending_acks();
         let contiguous = self.flush_waits && self.lanes.running() == 0;
@@ -477,7 +441,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
             let since_start = self.origin.duration_since(self.session.shared.started);
             since_start.saturating_add(at.since_origin())
         });
-        self.session.held[self.index].note(&self.lanes, retry_at);
+        let now = self.session.shared.started.elapsed();
+        self.session.held[self.index].note(now, &self.lanes, retry_at);
         let Self { counting, lanes, .. } = self;
         counting.note(lanes.unsettled(), lanes.running(), lanes.lanes());
     }

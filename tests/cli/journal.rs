@@ -70,8 +70,10 @@ async fn what_waits_long_for_its_ack_is_not_executed_again() {
         let input = user.file("task.ndjson", format!("{{\"r\":\"r{n}\"}}\n"));
         user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
     };
-    let late = ["work", "--exec", EXEC, "--ack-delay", "1h", "--id", "one", "--weight", "9"];
+    let late = ["work", "--exec", EXEC, "--ack-delay", "1h", "--id", "one"];
     let worker = user.starts(&late);
+    // Whoever comes first owns the only partition.
+    user.waits_for("the first", || user.status()["partitions"][0]["owner"] == "one");
     let next = user.starts(&["work", "--exec", EXEC, "--json", "--id", "two"]);
     user.waits_for("two workers", || user.status()["workers"].as_array().unwrap().len() == 2);
     // A task a second, for longer than what is read first.

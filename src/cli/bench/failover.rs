@@ -16,8 +16,7 @@ use super::fleet::{Process, Shape, Told};
 use super::ledger::Note;
 use super::worker::{Execution, now_us};
 use super::{median, resource_name};
-use crate::protocol::ownership::priority;
-use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Topology, Weight, WorkerId};
+use crate::{Connect, PartitionId, Producer, ProducerOptions, Task, Topology, WorkerId};
 
 const SHAPE: Shape = Shape { slots: 32, task_ms: 50, tell: true };
 /// Every measurement is made so often.
@@ -109,8 +108,7 @@ pub(super) async fn run(
         settle(connect, 2, true).await?;
         let at = now_us();
         let newcomer = told.spawn(connect, &format!("bench-joined-{round}"), SHAPE)?;
-        let ids: Vec<&WorkerId> = fleet.iter().map(|p| &p.id).chain([&newcomer.id]).collect();
-        let won = won_by(connect, &newcomer.id, &ids).await?;
+        let won = planned_for(connect, &newcomer.id).await?;
         join.push(moved(&told, &won, at, |who| *who == newcomer.id).await?);
         fleet.push(newcomer);
     }
@@ -308,17 +306,21 @@ async fn owned_by(connect: &Connect, worker: &WorkerId) -> anyhow::Result<BTreeS
     Ok(owned.map(|p| p.partition.number()).collect())
 }
 
-/// The partitions in which `worker` has the highest priority of the fleet.
-async fn won_by(
-    connect: &Connect,
-    worker: &WorkerId,
-    fleet: &[&WorkerId],
-) -> anyhow::Result<BTreeSet<u32>> {
-    let topology = crate::topology(connect).await?;
-    let wins = |p: &PartitionId| {
-        fleet.iter().max_by_key(|id| priority(id, Weight::ONE, *p)).is_some_and(|id| *id == worker)
-    };
-    Ok(topology.partitions().filter(wins).map(PartitionId::number).collect())
+/// The partitions that a newcomer is planned to own, once it follows a plan.
+async fn planned_for(connect: &Connect, worker: &WorkerId) -> anyhow::Result<BTreeSet<u32>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = crate::status(connect).await?;
+        let planned = status.partitions.iter().filter(|p| p.planned.as_ref() == Some(worker));
+        let planned: BTreeSet<_> = planned.map(|p| p.partition.number()).collect();
+        if !planned.is_empty() {
+            return Ok(planned);
+        }
+        if Instant::now() > deadline {
+            bail!("{worker} is planned nothing");
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Milliseconds from `at_us` until somebody of whom `who` holds has started a

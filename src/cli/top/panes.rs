@@ -77,6 +77,7 @@ const WORKERS: &[Column] = &[
     ("worker", Constraint::Fill(1), LEFT),
     ("running", Constraint::Length(8), RIGHT),
     ("owns", Constraint::Length(5), RIGHT),
+    ("plan", Constraint::Length(5), RIGHT),
     ("tasks/s", Constraint::Length(8), RIGHT),
     ("executed", Constraint::Length(10), RIGHT),
     ("failed", Constraint::Length(6), RIGHT),
@@ -99,6 +100,7 @@ fn workers(snapshot: &Snapshot, order: &str) -> Vec<Line> {
             w.worker.to_string(),
             format!("{}/{}", w.running, w.slots),
             w.owned.to_string(),
+            w.planned.to_string(),
             rate(w.executed_per_s),
             grouped(w.executed),
             grouped(w.failed),
@@ -119,9 +121,15 @@ const PARTITIONS: &[Column] = &[
 
 fn partitions(snapshot: &Snapshot, order: &str) -> Vec<Line> {
     let columns = &snapshot.partitions;
-    let owner = |number: usize| {
-        let place = columns.owner.get(number).and_then(|place| usize::try_from(*place).ok());
+    let name = |place: &i32| {
+        let place = usize::try_from(*place).ok();
         place.and_then(|place| snapshot.workers.get(place)).map(|w| w.worker.to_string())
+    };
+    let owner = |number: usize| columns.owner.get(number).and_then(name);
+    // Another one only while it changes hands, or when that one does not come.
+    let planned = |number: usize| {
+        let planned = columns.planned.get(number).and_then(name);
+        planned.filter(|planned| owner(number).as_ref() != Some(planned))
     };
     let stuck = |number: usize| {
         snapshot.stuck.iter().find(|stuck| stuck.partition.number() as usize == number)
@@ -144,7 +152,8 @@ fn partitions(snapshot: &Snapshot, order: &str) -> Vec<Line> {
         });
         let style = if why.is_some() { Style::new().fg(Color::Red) } else { Style::new() };
         let owner = why.or_else(|| owner(number)).unwrap_or_else(|| "-".to_owned());
-        let owner = format!(" {owner}");
+        let planned = planned(number).map_or_else(String::new, |name| format!(", planned {name}"));
+        let owner = format!(" {owner}{planned}");
         let (ready, held) = (of(&columns.ready), of(&columns.unsettled));
         (vec![number.to_string(), ready, held, of(&columns.running), owner], style)
     };

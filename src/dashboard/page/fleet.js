@@ -8,6 +8,7 @@ const COLUMNS = [
   { name: "worker", kind: "", by: (w) => w.worker },
   { name: "slots in use", kind: "gauge", by: (w) => w.running / w.slots, down: true },
   { name: "owns", kind: "number", by: (w) => w.owned, down: true },
+  { name: "plan", kind: "number spare", by: (w) => w.planned, down: true },
   { name: "weight", kind: "number spare", by: (w) => w.weight, down: true },
   { name: "tasks/s", kind: "number", by: (w) => w.executed_per_s, down: true },
   { name: "executed", kind: "number spare", by: (w) => w.executed, down: true },
@@ -69,13 +70,14 @@ function make(worker) {
 }
 
 function update(line, worker, now) {
-  const [, slots, owns, weight, perS, executed, failed, up, seen] = line.cells;
+  const [, slots, owns, plan, weight, perS, executed, failed, up, seen] = line.cells;
   const [meter, used] = slots.children;
   meter.max = worker.slots;
   meter.value = worker.running;
   attribute(meter, "aria-label", `${worker.running} of ${worker.slots} slots`);
   text(used, `${worker.running}/${worker.slots}`);
   text(owns, count(worker.owned));
+  text(plan, count(worker.planned));
   text(weight, String(worker.weight));
   text(perS, rate(worker.executed_per_s));
   text(executed, count(worker.executed));

@@ -104,9 +104,14 @@ export class Partitions {
     const { snapshot, owners } = this.#last;
     const { partitions, stuck, at_us: now } = snapshot;
     const one = stuck.find((one) => one.partition === number);
+    const name = (place) => snapshot.workers[place]?.worker ?? null;
+    const planned = name(partitions.planned[number]);
+    const next = partitions.line[number].map(name).filter((worker) => worker && worker !== owners[number]);
     const parts = [
       `Partition ${number}`,
       owners[number] ? `owner ${owners[number]}` : "nobody owns it",
+      ...(planned && planned !== owners[number] ? [`planned for ${planned}`] : []),
+      ...(next.length > 0 ? [`next in line ${next.join(", ")}`] : []),
       `${count(partitions.ready[number])} ready`,
       `${count(partitions.unsettled[number])} unsettled`,
       `${count(partitions.running[number])} running`,

@@ -29,6 +29,8 @@ fn report(name: &str, executed: u64, held: &[u32]) -> WorkerReport {
         busy: 0,
         recent: RecentLoad::default(),
         hot: Vec::new(),
+        plan: None,
+        line: Vec::new(),
         partitions: held.iter().map(|number| HeldPartition::new(*number, 2, 1)).collect(),
     }
 }
@@ -43,7 +45,6 @@ fn a_change_of_owner_is_seen_once() {
     view.note_report(report("b", 0, &[1]), 2 * S);
     for at in [2, 3] {
         let seen = view.snapshot(at * S).handovers;
-        // Of an idle partition the winner of the draw is shown.
         let moved: Vec<_> = seen.iter().filter(|h| h.partition == PartitionId::new(1)).collect();
         assert_eq!(moved.len(), 1, "{seen:?}");
         let names = [&moved[0].from, &moved[0].to].map(|w| w.as_ref().map(WorkerId::as_str));

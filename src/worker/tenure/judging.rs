@@ -33,7 +33,7 @@ impl<E: Execute> Tenure<'_, E> {
                 return self.apply(Input::Unusable { tag, resource: None, reason });
             }
         };
-        if delivery.orphaned && self.was_executed(&task).await {
+        if delivery.redelivered && self.was_executed(&task).await {
             self.counting.suppressed();
             self.recording.foreign();
             let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);

@@ -1,0 +1,151 @@
+//! The members of a fleet, as the planner knows them from their own reports.
+
+use std::collections::BTreeMap;
+
+use super::lanes::Millis;
+use super::ownership::{Weight, WorkerId};
+use super::plan::{Member, Plan};
+
+/// How often a member reports.
+pub const REPORT_EVERY_MS: u64 = 2_000;
+
+/// A member that has missed five reports is planned without. Its partitions do not wait for that:
+/// the broker hands them on as soon as it has lost the connection.
+pub const SILENT_MS: u64 = 5 * REPORT_EVERY_MS;
+
+/// The weight of the newest report in the mean of a load: a change is followed within some twenty
+/// seconds, and what happens by chance within two is not.
+const NEWEST: f64 = 0.15;
+
+/// See the [module](self).
+#[derive(Debug, Clone, Default)]
+pub struct Fleet {
+    members: BTreeMap<WorkerId, Known>,
+    /// Mean busy time of each partition: handlers that run at once.
+    loads: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    weight: Weight,
+    heard: Millis,
+    /// The plan that it follows.
+    plan: Option<u64>,
+}
+
+impl Fleet {
+    /// The members of a plan, as if all of them had just reported: whoever plans next gives them
+    /// time to do so.
+    #[must_use]
+    pub fn of_plan(plan: Option<&Plan>, partitions: usize, now: Millis) -> Self {
+        let weight = Weight::ONE;
+        let number = plan.map(|plan| plan.number);
+        let known = |worker: &WorkerId| (worker.clone(), Known { weight, heard: now, plan: number });
+        let members = plan.into_iter().flat_map(|plan| plan.members.iter().map(known)).collect();
+        Self { members, loads: vec![0.0; partitions] }
+    }
+
+    /// A member reports. Returns whether a new plan is needed for it: it is new, or its weight is
+    /// another one.
+    pub fn report(
+        &mut self,
+        worker: WorkerId,
+        weight: Weight,
+        plan: Option<u64>,
+        now: Millis,
+    ) -> bool {
+        let before = self.members.insert(worker, Known { weight, heard: now, plan });
+        before.is_none_or(|before| before.weight != weight)
+    }
+
+    /// The owner of a partition tells how busy it was with it: handlers that ran at once, in the
+    /// mean since its last report.
+    pub fn load(&mut self, partition: usize, busy: f64) {
+        if let Some(load) = self.loads.get_mut(partition).filter(|_| busy.is_finite()) {
+            *load += (busy.clamp(0.0, 1e6) - *load) * NEWEST;
+        }
+    }
+
+    /// A member says goodbye. Returns whether it was one.
+    pub fn leave(&mut self, worker: &WorkerId) -> bool {
+        self.members.remove(worker).is_some()
+    }
+
+    /// Forgets those that have been silent for [`SILENT_MS`], and returns them.
+    pub fn forget_silent(&mut self, now: Millis) -> Vec<WorkerId> {
+        let silent = |known: &Known| now.0.saturating_sub(known.heard.0) > SILENT_MS;
+        let gone = self.members.iter().filter(|(_, known)| silent(known));
+        let gone: Vec<_> = gone.map(|(worker, _)| worker.clone()).collect();
+        self.members.retain(|worker, _| !gone.contains(worker));
+        gone
+    }
+
+    /// Whether a member follows another plan than this one: it has not heard of it.
+    #[must_use]
+    pub fn is_behind(&self, plan: &Plan) -> bool {
+        self.members.values().any(|known| known.plan != Some(plan.number))
+    }
+
+    /// The members to plan for.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        let member = |(worker, known): (&WorkerId, &Known)| Member {
+            worker: worker.clone(),
+            weight: known.weight,
+        };
+        self.members.iter().map(member).collect()
+    }
+
+    /// The mean busy time of each partition.
+    #[must_use]
+    pub fn loads(&self) -> &[f64] {
+        &self.loads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(name: &str) -> WorkerId {
+        WorkerId::new(name).expect("a name")
+    }
+
+    #[test]
+    fn a_member_is_one_until_it_leaves_or_is_silent() {
+        let mut fleet = Fleet::of_plan(None, 2, Millis(0));
+        assert!(fleet.report(worker("a"), Weight::ONE, None, Millis(0)));
+        assert!(fleet.report(worker("b"), Weight::ONE, None, Millis(0)));
+        assert!(!fleet.report(worker("a"), Weight::ONE, None, Millis(SILENT_MS)));
+        let heavy = Weight::new(2.0).expect("a weight");
+        assert!(fleet.report(worker("a"), heavy, None, Millis(SILENT_MS)), "it weighs more now");
+        assert_eq!(fleet.forget_silent(Millis(SILENT_MS)), []);
+        assert_eq!(fleet.forget_silent(Millis(SILENT_MS + 1)), [worker("b")]);
+        assert_eq!(fleet.members(), [Member { worker: worker("a"), weight: heavy }]);
+        assert!(fleet.leave(&worker("a")) && !fleet.leave(&worker("a")));
+    }
+
+    #[test]
+    fn whoever_plans_next_gives_the_planned_ones_time_to_report() {
+        let member = |name| Member { worker: worker(name), weight: Weight::ONE };
+        let plan = Plan::next(None, &[member("a"), member("b")], 4, &[]);
+        let mut fleet = Fleet::of_plan(Some(&plan), 4, Millis(50));
+        assert_eq!(fleet.members().len(), 2);
+        assert!(!fleet.is_behind(&plan));
+        assert!(!fleet.report(worker("a"), Weight::ONE, None, Millis(60)));
+        assert!(fleet.is_behind(&plan), "it knows none");
+        assert_eq!(fleet.forget_silent(Millis(51 + SILENT_MS)), [worker("b")]);
+    }
+
+    #[test]
+    fn a_load_is_a_mean_that_forgets() {
+        let mut fleet = Fleet::of_plan(None, 1, Millis(0));
+        fleet.load(0, f64::NAN);
+        fleet.load(7, 1.0);
+        assert_eq!(fleet.loads(), [0.0]);
+        (0..30).for_each(|_| fleet.load(0, 2.0));
+        assert!((1.9..=2.0).contains(&fleet.loads()[0]), "{:?}", fleet.loads());
+        fleet.load(0, 0.0);
+        assert!((1.6..1.8).contains(&fleet.loads()[0]), "{:?}", fleet.loads());
+    }
+}
