@@ -19,7 +19,7 @@ mod model;
 use model::scene::Scene;
 use model::{scenes, verdict};
 
-/// Where the explorer is served.
+/// The address of the explorer.
 const ADDRESS: &str = "127.0.0.1:3000";
 
 fn main() -> ExitCode {

@@ -41,7 +41,7 @@ pub(crate) struct Shipment {
 /// See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Broker {
-    /// What came back, delivered before everything else.
+    /// Deliveries that came back; they go out before everything else.
     returns: VecDeque<TaskNo>,
     messages: VecDeque<TaskNo>,
     /// The active consumer, and cancelled ones that still hold something.

@@ -47,7 +47,7 @@ pub(crate) struct Consumer {
     pub(crate) kind: Kind,
     pub(crate) status: Status,
     pub(crate) channel: Channel,
-    /// How many deliveries it was sent; the last one has this tag.
+    /// The number of deliveries that it was sent, and the tag of the last.
     pub(crate) sent: u64,
     pub(crate) checked_out: BTreeMap<DeliveryTag, TaskNo>,
 }
@@ -58,8 +58,8 @@ impl Consumer {
         Self { kind, status, channel, sent: 0, checked_out: BTreeMap::new() }
     }
 
-    /// How many more deliveries it may be sent (`increase_credit`; a cancelled
-    /// consumer is of lifetime `once` and gets no credit back).
+    /// The number of deliveries that it may still be sent (`increase_credit`; a
+    /// cancelled consumer is of lifetime `once` and gets no credit back).
     pub(crate) fn credit(&self) -> usize {
         match self.status {
             Status::Up | Status::Quiescing => {

@@ -1,4 +1,4 @@
-//! What must hold, and what must be possible.
+//! The promises, and what must be possible so that they are not empty.
 
 use std::collections::BTreeSet;
 

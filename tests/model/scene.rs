@@ -1,4 +1,4 @@
-//! How large a model is, and which rules it breaks.
+//! The size of a model, and the rules that it breaks.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What the handlers write to.
+//! The store that the handlers write to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
