@@ -103,7 +103,7 @@ fn has_work(state: &State) -> bool {
 /// happens of itself.
 fn progress(scene: &Scene, state: &State) -> bool {
     let attached = state.tenures().any(|(_, tenure)| tenure.is_attached());
-    !(attached && has_work(state)) || !is_quiescent(scene, state)
+    !(attached && has_work(state) && is_quiescent(scene, state))
 }
 
 /// Once true it stays true, so the end of a path decides; that makes stateright's

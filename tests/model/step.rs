@@ -19,6 +19,7 @@ pub(crate) enum End {
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the design's word for what a worker does")]
 pub(crate) enum Step {
     /// The next task is published.
     Publish,
