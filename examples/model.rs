@@ -19,7 +19,7 @@ mod model;
 use model::scene::Scene;
 use model::{scenes, verdict};
 
-/// Where the explorer is served.
+/// The address of the explorer.
 const ADDRESS: &str = "127.0.0.1:3000";
 
 fn main() -> ExitCode {
@@ -54,7 +54,7 @@ fn check() -> ExitCode {
     }
     for (scene, property) in scenes::broken() {
         let (name, mended) = (scene.name, scenes::mended(&scene));
-        if let Some(path) = verdict::refute(scene, property) {
+        if let Some(path) = verdict::refute(&scene, property) {
             println!("{name}: does not hold: {property}");
             path.iter().for_each(|step| println!("  {step:?}"));
         } else {

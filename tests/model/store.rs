@@ -1,4 +1,4 @@
-//! What the handlers write to.
+//! The store that the handlers write to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,10 +25,15 @@ pub(crate) struct Store {
     pub(crate) done: BTreeSet<TaskNo>,
     /// A worker wrote after its successor had written.
     pub(crate) stale_admitted: bool,
+    /// Tasks whose handlers ended well, until the first worker is lost: from then
+    /// on they may be executed again.
+    pub(crate) executed: BTreeSet<TaskNo>,
+    /// A task was executed again, though no worker had been lost.
+    pub(crate) executed_again: bool,
 }
 
 impl Store {
-    /// The guard: whether a write with this token is admitted.
+    /// Decides, as the guard does, whether a write with this token is admitted.
     pub(crate) fn admit(&mut self, resource: &Resource, token: Epoch) -> bool {
         let seen = self.seen.entry(resource.clone()).or_default();
         let admitted = token >= *seen;

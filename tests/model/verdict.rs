@@ -1,12 +1,16 @@
-//! What became of a model.
+//! The result of checking a model.
 
 use std::thread::available_parallelism;
 
-use stateright::{Checker, Expectation, HasDiscoveries, Model};
+use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
 use super::scene::Scene;
 use super::state::State;
 use super::step::Step;
+
+/// The length, in states, up to which [`refute`] looks for paths. The longest that
+/// is needed has 20.
+const LONGEST: usize = 30;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -15,24 +19,29 @@ pub(crate) struct Verdict {
     pub(crate) steps: usize,
     /// The properties that do not hold, with the way there.
     pub(crate) fallen: Vec<(&'static str, Vec<Step>)>,
-    /// What was seen to be possible.
+    /// The properties that were seen to be possible.
     pub(crate) seen: Vec<&'static str>,
 }
 
 /// Checks every path.
 pub(crate) fn check(scene: Scene) -> Verdict {
-    run(scene, HasDiscoveries::All, available_parallelism().map_or(1, Into::into))
+    let threads = available_parallelism().map_or(1, Into::into);
+    run(scene.checker().finish_when(HasDiscoveries::All).threads(threads))
 }
 
-/// Looks for a path, a short one, on which this property falls.
-pub(crate) fn refute(scene: Scene, property: &'static str) -> Option<Vec<Step>> {
-    // One thread goes by length of the path.
-    let mut fallen = run(scene, HasDiscoveries::AnyOf([property].into()), 1).fallen.into_iter();
-    fallen.find(|(name, _)| *name == property).map(|(_, path)| path)
+/// Looks for a shortest path on which this property falls.
+pub(crate) fn refute(scene: &Scene, property: &'static str) -> Option<Vec<Step>> {
+    // The checker goes on for a while after a bad state, and reports a later one.
+    (1..=LONGEST).find_map(|depth| {
+        let until = HasDiscoveries::AnyOf([property].into());
+        let checker = scene.clone().checker().target_max_depth(depth);
+        let mut fallen = run(checker.finish_when(until)).fallen.into_iter();
+        fallen.find(|(name, _)| *name == property).map(|(_, path)| path)
+    })
 }
 
-fn run(scene: Scene, until: HasDiscoveries, threads: usize) -> Verdict {
-    let checker = scene.checker().finish_when(until).threads(threads).spawn_bfs().join();
+fn run(builder: CheckerBuilder<Scene>) -> Verdict {
+    let checker = builder.spawn_bfs().join();
     let mut verdict = Verdict {
         states: checker.unique_state_count(),
         steps: checker.state_count(),
