@@ -7,17 +7,20 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt;
-use keylane::protocol::plan::{Member, Plan, Role};
+use keylane::protocol::plan::Role;
 use keylane::testing::{Broker, Version};
 use keylane::{
     Attempt, Connect, Failure, PartitionId, Resource, Status, Topology, Weight, WorkerId,
     WorkerOptions, status,
 };
 
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::BasicProperties;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use url::Url;
 
@@ -48,6 +51,7 @@ on_both_versions! {
     what_was_handed_over_comes_back
     a_standby_keeps_what_it_inherits
     a_partition_that_is_given_up_holds_no_slot
+    plans_that_contradict_one_another_are_harmless
     a_drained_worker_finishes_what_runs_and_no_more
     a_drained_worker_begins_nothing_in_an_idle_partition
     a_dropped_worker_is_replaced
@@ -84,6 +88,39 @@ async fn planned(connect: &Connect, workers: usize) -> Vec<String> {
         (planned.iter().collect::<BTreeSet<_>>().len() == workers).then_some(planned)
     })
     .await
+}
+
+/// The owners, once each is the planned one and so many workers have some.
+async fn settled(connect: &Connect, workers: usize) -> Vec<String> {
+    eventually("that all are owned as planned", async || {
+        let planned = planned(connect, workers).await;
+        (owners(&status(connect).await.ok()?) == planned).then_some(planned)
+    })
+    .await
+}
+
+/// Tells the fleet another plan, as a planner would that has gone astray: the place of each
+/// partition's owner among the workers, which are sorted.
+async fn forge_plan(broker: &Broker, connect: &Connect, fleet: &[&str], owners: &[usize]) {
+    static NUMBER: AtomicU64 = AtomicU64::new(1_000);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let line = |owner: &usize| [*owner, (owner + 1) % fleet.len()];
+    let lines: Vec<_> = owners.iter().map(line).collect();
+    let plan = serde_json::json!({ "plan": {
+        "number": number, "members": fleet, "everyone": true, "lines": lines,
+    }})
+    .to_string();
+    let (connection, channel) = amqp(broker).await;
+    let exchange = connect.namespace().control();
+    let sent = channel.basic_publish(
+        exchange.as_str().into(),
+        "".into(),
+        BasicPublishOptions::default(),
+        plan.as_bytes(),
+        BasicProperties::default(),
+    );
+    sent.await.unwrap().await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
 }
 
 /// The partitions that are planned for a worker.
@@ -207,39 +244,37 @@ async fn a_newcomer_does_not_wait_for_what_is_held(broker: &Broker) {
 
 /// A partition that waits for a slot when it is handed over would be given one, and keep it.
 async fn a_partition_that_is_given_up_holds_no_slot(broker: &Broker) {
-    let (connect, topology) = space(broker, 2).await;
-    let member = |name| Member { worker: WorkerId::new(name).unwrap(), weight: Weight::ONE };
-    let alone = Plan::next(None, &[member("old")], 2, &[]);
-    let newcomers = |loads: &[f64]| {
-        let both = Plan::next(Some(&alone), &[member("newcomer"), member("old")], 2, loads);
-        let owner = |number: &u32| both.owner(PartitionId::new(*number)).unwrap().as_str();
-        (0..2).find(|number| owner(number) == "newcomer").unwrap() as usize
+    let (connect, topology) = space(broker, 4).await;
+    // Two for each, whichever.
+    let fleet = ["newcomer", "old"];
+    let start = |name, slots, record: &Record, handler| {
+        let options = WorkerOptions { slots, ..options(name) };
+        Worker::start(&connect, options, record.handler(name, handler))
     };
-    let given_up = newcomers(&[]);
-    let stays = 1 - given_up;
-    let loads = [0, 1].map(|number| if number == given_up { 2.0 } else { 0.0 });
-    assert_eq!(newcomers(&loads), given_up, "as busy as it will be");
+    let (record, end_long, end_short) = (Record::default(), Gate::default(), Gate::default());
+    // Which resources take long is known when it is known who owns what.
+    let gates = Arc::new(OnceLock::<[(String, Gate); 2]>::new());
+    let known = Arc::clone(&gates);
+    let handler = move |attempt: Attempt| {
+        let name = attempt.task.resource.to_string();
+        let gate = known.get().and_then(|gates| gates.iter().find(|(gated, _)| *gated == name));
+        let gate = gate.map(|(_, gate)| gate.clone());
+        async move {
+            if let Some(gate) = gate {
+                gate.passed().await;
+            }
+            Ok(())
+        }
+    };
+    let old = start("old", 2, &record, handler.clone());
+    let newcomer = start("newcomer", 2, &record, handler);
+    let owners = settled(&connect, 2).await;
+    let mut olds = of(&owners, "old").into_iter().map(|partition| partition.number() as usize);
+    let (given_up, stays) = (olds.next().unwrap(), olds.next().unwrap());
     let resources = resources(&topology, 3);
     let [long, short, next] = &resources[given_up][..] else { panic!("three") };
     let kept = &resources[stays][0];
-    let (record, end_long, end_short) = (Record::default(), Gate::default(), Gate::default());
-    let handler = {
-        let gates = [(long.clone(), end_long.clone()), (short.clone(), end_short.clone())];
-        move |attempt: Attempt| {
-            let resource = attempt.task.resource.to_string();
-            let gate = gates.iter().find(|(name, _)| *name == resource).map(|(_, gate)| gate);
-            let gate = gate.cloned();
-            async move {
-                if let Some(gate) = gate {
-                    gate.passed().await;
-                }
-                Ok(())
-            }
-        }
-    };
-    let mut two_slots = options("old");
-    two_slots.slots = 2;
-    let old = Worker::start(&connect, two_slots, record.handler("old", handler));
+    gates.get_or_init(|| [(long.clone(), end_long.clone()), (short.clone(), end_short.clone())]);
     for resource in [long, short, next, kept] {
         publish(&connect, tasks(std::slice::from_ref(resource), 1)).await;
         let waiting = record.runs().len() == 2;
@@ -252,11 +287,11 @@ async fn a_partition_that_is_given_up_holds_no_slot(broker: &Broker) {
         (held == 4).then_some(())
     })
     .await;
-    let handler = record.handler("newcomer", async |_| Ok(()));
-    let newcomer = Worker::start(&connect, options("newcomer"), handler);
-    await_consumers(broker, &connect, ".g1.p", 2).await;
-    // The owner hears of it after the broker does. If it did not within this
-    // time, the test would show nothing, but not fail.
+    let mut places: Vec<_> = owners.iter().map(|o| usize::from(o == "old")).collect();
+    places[given_up] = 0;
+    forge_plan(broker, &connect, &fleet, &places).await;
+    // The owner hears of it after us. If it did not within this time, the test would show
+    // nothing, but not fail.
     tokio::time::sleep(Duration::from_secs(1)).await;
     end_short.open();
     let at_last = |runs: &[Run]| runs.iter().any(|run| run.resource == *kept);
@@ -267,6 +302,32 @@ async fn a_partition_that_is_given_up_holds_no_slot(broker: &Broker) {
     record.assert_once();
     old.drain().await;
     newcomer.drain().await;
+}
+
+/// Two planners at once, or one that has lost its mind: every plan gives everything to others.
+async fn plans_that_contradict_one_another_are_harmless(broker: &Broker) {
+    let (connect, topology) = space(broker, 8).await;
+    let fleet = ["one", "three", "two"];
+    let (record, hurry) = (Record::default(), Gate::default());
+    let start = |name| Worker::start(&connect, options(name), record.handler(name, slow(&hurry)));
+    let workers = fleet.map(start);
+    settled(&connect, 3).await;
+    let total = publish(&connect, tasks(&resources(&topology, 2).concat(), FULL / 2)).await.len();
+    for turn in 0..12 {
+        let owners: Vec<_> = (0..8).map(|partition| (turn * 7 + partition) % 3).collect();
+        forge_plan(broker, &connect, &fleet, &owners).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    hurry.open();
+    record.until_executed(total).await;
+    record.assert_once();
+    let moved = record.runs().windows(2).filter(|runs| runs[0].worker != runs[1].worker).count();
+    assert!(moved > 0, "nothing was put to the test");
+    settled(&connect, 3).await;
+    for worker in workers {
+        worker.drain().await;
+    }
+    await_consumers(broker, &connect, ".g1.p", 0).await;
 }
 
 /// Why the prefetch is a part of the topology: what an owner gives back goes

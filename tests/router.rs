@@ -8,9 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use keylane::testing::{Broker, Version};
-use keylane::{
-    Connect, Error, PartitionId, RouterOptions, WorkerId, WorkerSummary, init, route,
-};
+use keylane::{Connect, Error, PartitionId, RouterOptions, WorkerId, WorkerSummary, init, route};
 use lapin::BasicProperties;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};

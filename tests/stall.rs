@@ -19,8 +19,8 @@ use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
 use support::{
-    End, Gate, Record, Worker, amqp, broker, count, eventually, named, publish, rabbitmqctl, resources, restart_server, set_consumer_timeout, soon, space,
-    task, tasks,
+    End, Gate, Record, Worker, amqp, broker, count, eventually, named, publish, rabbitmqctl,
+    resources, restart_server, set_consumer_timeout, soon, space, task, tasks,
 };
 
 /// Looks until something is told. A slow worker has more told on the way to it.

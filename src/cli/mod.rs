@@ -17,6 +17,7 @@ mod history;
 mod init;
 pub(crate) mod lines;
 mod logging;
+mod management;
 mod manual;
 mod metrics;
 mod operator;

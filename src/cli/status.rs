@@ -8,9 +8,11 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::Broker;
+use super::management::ManagementOptions;
 use super::pause::paused;
 use super::progress::grouped;
 use crate::protocol::stall::{Cause, Watch};
+use crate::rabbit::status::Observer;
 use crate::{PartitionStatus, ResourceShare, WorkerId};
 
 /// Show partitions, owners, backlog, workers, and what stands still
@@ -22,20 +24,33 @@ pub(super) struct Status {
     /// Show idle partitions too
     #[arg(long, short)]
     all: bool,
+    #[command(flatten)]
+    management: ManagementOptions,
 }
 
 impl Status {
     pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
         let connect = broker.connect()?;
-        let mut status = crate::status(&connect).await?;
-        // What lasts until the second look is told; what runs is between two tasks at times.
+        let mut management = self.management.open(broker)?;
+        let mut observer = Observer::open(&connect, "status").await?;
         let mut watch = Watch::new(Duration::from_millis(1));
-        watch.note(0, status.looks());
-        if status.partitions.iter().any(|partition| partition.cause.is_some()) {
-            tokio::time::sleep(SECOND_LOOK).await;
-            status = crate::status(&connect).await?;
-            watch.note(1, status.looks());
-        }
+        let mut looks = 0;
+        // What lasts until the last look is told; what runs is between two tasks at times.
+        let mut status = loop {
+            let mut status = observer.look().await?;
+            let known = match &mut management {
+                Some(management) => management.add_strays(connect.namespace(), &mut status).await?,
+                None => true,
+            };
+            looks += 1;
+            watch.note(looks, status.looks());
+            let suspicious = status.partitions.iter().any(|partition| partition.cause.is_some());
+            if known && (looks > 1 || !suspicious) {
+                break status;
+            }
+            tokio::time::sleep(NEXT_LOOK).await;
+        };
+        observer.close().await;
         let stalled: BTreeMap<_, _> = watch.stalled().map(|(p, cause, _)| (p, cause)).collect();
         for partition in &mut status.partitions {
             partition.cause = stalled.get(&partition.partition).copied().cloned();
@@ -50,7 +65,7 @@ impl Status {
 }
 
 /// A hand-over takes less.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
+const NEXT_LOOK: Duration = Duration::from_secs(1);
 
 fn print(status: &crate::Status, all: bool) {
     out!("namespace {:?}: {}", status.namespace, status.topology);
@@ -77,7 +92,13 @@ fn print(status: &crate::Status, all: bool) {
     if unowned > 0 {
         out!("partitions that nobody consumes: {unowned} (start workers: keylane work)");
     }
-    for (partitions, cause) in by_cause(&status.partitions) {
+    let stray = |p: &&PartitionStatus| matches!(p.cause, Some(Cause::Stray(_)));
+    let strays: Vec<_> = status.partitions.iter().filter(stray).cloned().collect();
+    for (partitions, cause) in by_cause(&strays) {
+        out!("partitions with tasks that belong to nobody: {partitions} ({cause})");
+    }
+    let others: Vec<_> = status.partitions.iter().filter(|p| !stray(p)).cloned().collect();
+    for (partitions, cause) in by_cause(&others) {
         out!("partitions that stand still: {partitions} ({cause})");
     }
     if !status.workers.is_empty() {
@@ -102,14 +123,21 @@ fn print(status: &crate::Status, all: bool) {
         out!("\n{workers}");
     }
     print_hot(status);
-    let shown = |p: &&crate::PartitionStatus| all || p.ready + p.unsettled > 0;
+    let shown = |p: &&PartitionStatus| all || p.ready + p.unsettled > 0 || p.stray.is_some();
     let shown: Vec<_> = status.partitions.iter().filter(shown).collect();
     if !shown.is_empty() {
         let mut partitions = table([
-            "partition", "owner", "planned", "next in line", "ready", "unsettled", "running",
+            "partition",
+            "owner",
+            "planned",
+            "next in line",
+            "ready",
+            "unsettled",
+            "running",
         ]);
         for p in &shown {
-            let name = |worker: Option<&WorkerId>| worker.map_or("-".to_owned(), ToString::to_string);
+            let name =
+                |worker: Option<&WorkerId>| worker.map_or("-".to_owned(), ToString::to_string);
             let next = p.line.iter().find(|worker| Some(*worker) != p.owner.as_ref());
             partitions.add_row([
                 p.partition.to_string(),

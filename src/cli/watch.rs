@@ -7,6 +7,7 @@ use anyhow::bail;
 use tokio::time::sleep;
 
 use super::Broker;
+use super::management::ManagementOptions;
 use super::pause::paused;
 use super::signals::until_signalled;
 use super::since::time;
@@ -29,6 +30,8 @@ pub(super) struct Watch {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    management: ManagementOptions,
 }
 
 impl Watch {
@@ -36,6 +39,7 @@ impl Watch {
         until_signalled("ending", async |shutdown| {
             let connect = broker.connect()?;
             let mut observer = Some(Observer::open(&connect, "watch").await?);
+            let mut management = self.management.open(broker)?;
             let (started, mut stalls) = (Instant::now(), Stalls::new(self.after));
             let mut last_paused = None;
             let watching = async {
@@ -55,8 +59,15 @@ impl Watch {
                         }
                     };
                     match looked {
-                        Ok((opened, status)) => {
+                        Ok((opened, mut status)) => {
                             observer = Some(opened);
+                            if let Some(management) = &mut management {
+                                let namespace = connect.namespace();
+                                let added = management.add_strays(namespace, &mut status).await;
+                                if let Err(error) = added {
+                                    eprintln!("keylane: {error:#}; looking again");
+                                }
+                            }
                             let now = paused(&status.steering);
                             if now != last_paused {
                                 self.tell_paused(now.as_deref(), &status.steering)?;

@@ -232,7 +232,9 @@ impl View {
         let stuck = self.stalls.stalled().filter_map(|(partition, cause, since_ms)| {
             let why = match cause {
                 Cause::NotConsumed => StuckBecause::Unowned,
-                Cause::NotHandedOut | Cause::OwnerSilent { .. } => StuckBecause::StandsStill,
+                Cause::NotHandedOut | Cause::OwnerSilent { .. } | Cause::Stray(_) => {
+                    StuckBecause::StandsStill
+                }
                 // A worker has it, or somebody wants it so.
                 Cause::Paused
                 | Cause::ResourcesPaused { .. }

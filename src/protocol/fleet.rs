@@ -40,7 +40,8 @@ impl Fleet {
     pub fn of_plan(plan: Option<&Plan>, partitions: usize, now: Millis) -> Self {
         let weight = Weight::ONE;
         let number = plan.map(|plan| plan.number);
-        let known = |worker: &WorkerId| (worker.clone(), Known { weight, heard: now, plan: number });
+        let known =
+            |worker: &WorkerId| (worker.clone(), Known { weight, heard: now, plan: number });
         let members = plan.into_iter().flat_map(|plan| plan.members.iter().map(known)).collect();
         Self { members, loads: vec![0.0; partitions] }
     }

@@ -29,6 +29,29 @@ pub struct Look {
     pub holder: Option<Holder>,
     /// The workers that say how they are.
     pub answering: Vec<WorkerId>,
+    /// What is delivered to nobody of these.
+    pub stray: Option<Stray>,
+}
+
+/// Deliveries of a partition at consumers that belong to no worker that answers. As long as they
+/// stay there, their tasks are executed by nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Stray {
+    /// Consumers beside the active one that hold something. RabbitMQ has none in a healthy
+    /// partition.
+    pub consumers: u32,
+    /// Deliveries that the broker counts and no worker says that it holds; `None` without the
+    /// management interface of the broker.
+    pub tasks: Option<u32>,
+}
+
+impl Stray {
+    /// What is known of strays, if anything is.
+    #[must_use]
+    pub fn seen(consumers: u32, tasks: Option<u32>) -> Option<Self> {
+        (consumers > 0 || tasks > Some(0)).then_some(Self { consumers, tasks })
+    }
 }
 
 /// A worker that holds deliveries of a partition.
@@ -99,6 +122,9 @@ pub enum Cause {
         #[serde(skip_serializing_if = "Option::is_none")]
         worker: Option<WorkerId>,
     },
+    /// Tasks of it are delivered to a consumer that belongs to no worker that answers, whether the
+    /// others go on or not.
+    Stray(Stray),
     /// Workers answer, and the broker hands it to none of them: a stranger consumes
     /// it, or a worker that does not answer, or one that is gone and that the broker
     /// did not forget (docs/reliability.md).
@@ -121,7 +147,7 @@ impl Cause {
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
-            Self::NotConsumed | Self::Paused | Self::NotHandedOut => None,
+            Self::NotConsumed | Self::Paused | Self::NotHandedOut | Self::Stray(_) => None,
             Self::OwnerSilent { worker } => worker.as_ref(),
             Self::ResourcesPaused { worker, .. }
             | Self::Retrying { worker, .. }
@@ -164,6 +190,14 @@ impl fmt::Display for Cause {
             Self::OwnerSilent { worker: None } => f.write_str(
                 "somebody consumes it, but no worker answers: is it stopped, or cut off?",
             ),
+            Self::Stray(Stray { tasks, .. }) => {
+                let tasks = tasks.map_or_else(|| "some".to_owned(), |tasks| tasks.to_string());
+                write!(
+                    f,
+                    "{tasks} of its tasks are delivered to a consumer that belongs to no worker \
+                     that answers: see docs/reliability.md, \"Runbook\""
+                )
+            }
             Self::NotHandedOut => f.write_str(
                 "the broker hands it to no worker that answers: does a stranger consume it, or did \
                  a cluster lose a node and then a leader? See docs/reliability.md, \"Runbook\"",
@@ -177,6 +211,9 @@ impl Look {
     /// held it before.
     #[must_use]
     pub fn cause(&self, last_holder: Option<&WorkerId>) -> Option<Cause> {
+        if let Some(stray) = self.stray {
+            return Some(Cause::Stray(stray));
+        }
         let unsettled = self.holder.as_ref().map_or(0, |holder| holder.unsettled);
         if self.ready == 0 && unsettled == 0 {
             return None;
@@ -278,6 +315,7 @@ struct Seen {
     holder: Option<Holder>,
     last_holder: Option<WorkerId>,
     ready: u32,
+    stray: Option<Stray>,
     /// When it last moved, or had a reason to stand still that is gone.
     still_since_ms: u64,
     told: Option<Cause>,
@@ -306,6 +344,7 @@ impl Watch {
                 holder: None,
                 last_holder: None,
                 ready: look.ready,
+                stray: look.stray,
                 still_since_ms: now_ms,
                 told: None,
             };
@@ -327,7 +366,10 @@ impl Watch {
     fn compare(&self, now_ms: u64, look: Look, mut seen: Seen, events: &mut Vec<Event>) -> Seen {
         let partition = look.partition;
         let cause = look.cause(seen.last_holder.as_ref());
-        let moved = look.has_moved(&seen);
+        // That others go on does not help what is held there.
+        let stray = matches!(cause, Some(Cause::Stray(_)));
+        let was_stray = seen.stray.is_some();
+        let moved = if stray { !was_stray } else { look.has_moved(&seen) };
         let for_ms = now_ms.saturating_sub(seen.still_since_ms);
         match cause {
             Some(cause) if !moved => {
@@ -349,7 +391,7 @@ impl Watch {
         if let Some(holder) = &look.holder {
             seen.last_holder = Some(holder.worker.clone());
         }
-        Seen { holder: look.holder, ready: look.ready, ..seen }
+        Seen { holder: look.holder, ready: look.ready, stray: look.stray, ..seen }
     }
 }
 

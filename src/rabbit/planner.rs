@@ -87,13 +87,9 @@ impl PlannerQueue {
             .basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default())
             .await;
         match consumer {
-            Ok(consumer) => Ok(Self {
-                channel,
-                consumer,
-                counting: None,
-                queue,
-                control: namespace.control(),
-            }),
+            Ok(consumer) => {
+                Ok(Self { channel, consumer, counting: None, queue, control: namespace.control() })
+            }
             Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => {
                 Err(Error::PlannerMissing { namespace: namespace.to_string() })
             }

@@ -13,7 +13,7 @@ use crate::protocol::names::Namespace;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::protocol::plan::Role;
-use crate::protocol::stall::{Cause, Holder, Look};
+use crate::protocol::stall::{Cause, Holder, Look, Stray};
 use crate::protocol::steering::Steering;
 use crate::protocol::task::Resource;
 
@@ -94,6 +94,9 @@ pub struct PartitionStatus {
     pub consumed: bool,
     /// Whether it is paused as a whole.
     pub paused: bool,
+    /// What is delivered to a consumer that belongs to no worker that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stray: Option<Stray>,
     /// Why nothing of it runs, if there are tasks. Usual for a moment; if it lasts, the
     /// partition stands still.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -190,6 +193,8 @@ impl Status {
                 running: 0,
                 consumed: count.consumers > 0,
                 paused: steering.pauses(partition),
+                // Of a single active consumer one is counted, however long its line is.
+                stray: Stray::seen(count.consumers.saturating_sub(1), None),
                 cause: None,
             })
             .collect();
@@ -213,6 +218,19 @@ impl Status {
         status
     }
 
+    /// Adds how many deliveries of each partition, in order, belong to no worker.
+    #[cfg(feature = "cli")]
+    pub(crate) fn note_strays(&mut self, tasks: &[u32]) {
+        for (partition, tasks) in self.partitions.iter_mut().zip(tasks) {
+            let consumers = partition.stray.map_or(0, |stray| stray.consumers);
+            partition.stray = Stray::seen(consumers, Some(*tasks));
+        }
+        let causes: Vec<_> = self.looks().map(|look| look.cause(None)).collect();
+        for (partition, cause) in self.partitions.iter_mut().zip(causes) {
+            partition.cause = cause;
+        }
+    }
+
     /// What is seen of every partition, in order: for a
     /// [`Watch`](crate::protocol::stall::Watch).
     pub fn looks(&self) -> impl Iterator<Item = Look> {
@@ -224,6 +242,7 @@ impl Status {
             paused: partition.paused,
             holder: self.holder(partition.partition),
             answering: answering.clone(),
+            stray: partition.stray,
         })
     }
 
@@ -328,6 +347,7 @@ pub(crate) mod fuzz {
             running: 0,
             consumed: true,
             paused: false,
+            stray: None,
             cause: None,
         };
         let mut partitions: Vec<_> = (0..4).map(nobody).collect();

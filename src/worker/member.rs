@@ -134,13 +134,14 @@ async fn report<E>(
     if session.drain.is_cancelled() {
         return Ok(());
     }
-    control.tell_planner(&MemberMessage::Report {
-        worker: session.shared.options.id.clone(),
-        weight: session.shared.options.weight,
-        plan: session.line.plan().map(|plan| plan.number),
-        loads: loads.since_last(session),
-    })
-    .await
+    control
+        .tell_planner(&MemberMessage::Report {
+            worker: session.shared.options.id.clone(),
+            weight: session.shared.options.weight,
+            plan: session.line.plan().map(|plan| plan.number),
+            loads: loads.since_last(session),
+        })
+        .await
 }
 
 /// How busy the handlers of each partition were.

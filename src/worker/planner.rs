@@ -147,7 +147,8 @@ impl<'a, E> Planner<'a, E> {
             self.plan = heard;
         }
         let partitions = self.session.topology.partitions().len();
-        let loads = self.fleet.loads();
+        // What was measured for a moment only is chance.
+        let loads = if self.looks < LOAD_LOOKS { &[] } else { self.fleet.loads() };
         let next = Plan::next(self.plan.as_deref(), &members, partitions, loads);
         if number(&self.plan) != Some(next.number) {
             tracing::debug!(number = next.number, members = members.len(), "a new plan");

@@ -28,6 +28,7 @@ fn look() -> Look {
         paused: false,
         holder: None,
         answering: vec![worker("a")],
+        stray: None,
     }
 }
 
@@ -134,4 +135,37 @@ fn numbers_that_change_are_no_news() {
     watch.note(0, [retrying(900)]);
     assert!(stalled(&watch.note(1, [retrying(800)])).is_some());
     assert_eq!(watch.note(2, [retrying(700)]), []);
+}
+
+/// A worker that executes thousands a second holds nothing at times, and has settled much.
+#[test]
+fn a_partition_that_settles_is_not_stalled_however_it_looks_in_between() {
+    let mut watch = Watch::new(Duration::from_millis(1));
+    for second in 0..20 {
+        let holder = Holder { unsettled: 0, settled: second * 1_000, ..holder("a") };
+        let ready = 5 + u32::try_from(second).expect("few");
+        let events = watch.note(second * 1_000, [Look { ready, ..held(holder) }]);
+        assert_eq!(events, [], "second {second}");
+    }
+    assert_eq!(watch.stalled().count(), 0);
+}
+
+#[test]
+fn what_belongs_to_nobody_is_told_though_the_others_go_on() {
+    let mut watch = Watch::new(Duration::from_secs(1));
+    let stray = Stray::seen(1, Some(5)).expect("a stray");
+    let at = |second: u64, stray| {
+        let holder = Holder { running: 1, settled: second, ..holder("a") };
+        Look { stray, ..held(holder) }
+    };
+    assert_eq!(watch.note(0, [at(0, None)]), []);
+    assert_eq!(watch.note(5_000, [at(5, Some(stray))]), [], "it may be on its way");
+    let told = watch.note(6_000, [at(6, Some(stray))]);
+    let [Event::Stalled { cause, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*cause, Cause::Stray(stray));
+    assert!(cause.to_string().starts_with("5 of its tasks"), "{cause}");
+    let told = watch.note(7_000, [at(7, None)]);
+    assert!(matches!(told[..], [Event::Moves { .. }]), "{told:?}");
+    assert_eq!(Stray::seen(0, Some(0)), None);
+    assert_eq!(Stray::seen(0, None), None);
 }
