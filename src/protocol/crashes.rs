@@ -6,21 +6,21 @@
 //! count only says how often a delivery was *lost*, never whose fault it was,
 //! and dead-lettering by it would take the neighbours along.
 //!
-//! keylane therefore collects evidence. A task that was lost often enough to be
-//! suspect is run only after a *claim* on it is stored; if the worker dies, the
-//! claim stays. A task that left claims behind twice is run *alone* on its
-//! worker, again after a claim that says so. If the worker dies even then, there
-//! is nobody else who could have done it, and the task is guilty.
+//! keylane therefore collects evidence. Of the tasks of a resource that come back only the first
+//! one can have been running ([`Returned`]). If it was lost often enough to be suspect, it is run
+//! only after a *claim* on it is stored; if the worker dies, the claim stays. A task that left
+//! claims behind twice is run *alone* on its worker, again after a claim that says so. If the
+//! worker dies even then, there is nobody else who could have done it, and the task is guilty.
 //!
 //! Twice, since running alone is expensive: an operator who kills a worker
 //! leaves a claim of every suspect that ran there. The same bystander is seldom
 //! there again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::task::TaskId;
+use super::task::{Resource, TaskId};
 
 /// After how many lost executions a task is dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,19 @@ pub fn judge(max: MaxCrashes, losses: u32, evidence: Option<Evidence>) -> Suspic
         Suspicion::Alone
     } else {
         Suspicion::Claim
+    }
+}
+
+/// The resources of the deliveries that came back to an owner from the ones before.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Returned(BTreeSet<Resource>);
+
+impl Returned {
+    /// Notes a delivery in the order in which the broker hands it out, and tells whether its task
+    /// may have been running when an earlier owner was lost. A resource runs one task at a time, so
+    /// those behind its first one are innocent: most of a window.
+    pub fn may_have_run(&mut self, resource: &Resource, losses: u32) -> bool {
+        losses > 0 && self.0.insert(resource.clone())
     }
 }
 
@@ -176,6 +189,15 @@ mod tests {
             }
         }
         panic!("never condemned")
+    }
+
+    #[test]
+    fn only_the_first_of_a_resource_that_comes_back_can_have_been_running() {
+        let resource = |key: &str| Resource::new(key).expect("a resource");
+        let mut returned = Returned::default();
+        let seen = [("a", 1), ("a", 1), ("b", 3), ("a", 2), ("c", 0), ("c", 1), ("b", 1)];
+        let may = seen.map(|(key, losses)| returned.may_have_run(&resource(key), losses));
+        assert_eq!(may, [true, false, true, false, false, true, false]);
     }
 
     #[test]

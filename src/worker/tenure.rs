@@ -26,6 +26,7 @@ use super::mint::Mint;
 use super::recording::Recording;
 use super::session::Session;
 use super::steered::View;
+use crate::protocol::crashes::Returned;
 use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::partition::PartitionId;
@@ -55,6 +56,7 @@ pub(super) struct Tenure<'a, E> {
     /// A slot that the next start takes.
     slot: Option<OwnedSemaphorePermit>,
     claims: Option<Arc<ClaimRegister>>,
+    returned: Returned,
     recording: Recording,
     counting: Counting,
     /// Since when the partition is ours, at the latest; and what was executed by
@@ -121,6 +123,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slots,
             slot: None,
             claims: None,
+            returned: Returned::default(),
             recording,
             counting,
             owned_since: None,
@@ -285,6 +288,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             self.mint.release();
             // The partition may have another owner now, unnoticed.
             (self.owned_since, self.executed) = (None, None);
+            self.returned = Returned::default();
         }
         if self.lanes.pending_acks() == 0 {
             (self.flush_at, self.flush_waits) = (None, false);

@@ -49,7 +49,10 @@ impl<E: Execute> Tenure<'_, E> {
             self.deliveries.insert(tag, held);
             return self.apply(Input::Unusable { tag, resource, reason });
         }
-        let suspicion = self.suspicion(&id, delivery.losses).await;
+        let suspicion = match self.returned.may_have_run(&task.resource, delivery.losses) {
+            true => self.suspicion(&id, delivery.losses).await,
+            false => Suspicion::None,
+        };
         let resource = task.resource.clone();
         let losses = delivery.losses;
         let task = Some((id, task));
