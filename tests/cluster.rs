@@ -1,6 +1,10 @@
 //! Three brokers, producers and workers as real processes, and every fault that can
 //! befall a node. What really happened is told by locks of the operating system
-//! (`src/cli/soak/truth.rs`), not by keylane.
+//! (`src/cli/soak/truth.rs`), not by keylane. In the end all workers end, the broker has
+//! nothing left of them, and one fresh worker executes everything that is left; nothing is
+//! repaired before. What two faults within `consumer_disconnected_timeout` cost
+//! (docs/reliability.md, "What is not solved") is no part of it: one fault is over, and
+//! everything makes progress, before the next one begins.
 //!
 //! `KEYLANE_TEST_SEED` repeats a run as far as chance goes; the test prints it.
 
@@ -16,8 +20,16 @@ const FAULTS: &str = "stop,kill,pause,cut,any,any,restart";
 
 /// A short heartbeat, and waits to go with it, as docs/reliability.md says that a
 /// cluster should be set. RabbitMQ's own waits are a minute each.
-const WAITS: [&str; 6] =
-    ["--heartbeat", "5s", "--net-ticktime", "10s", "--consumer-disconnected", "7s"];
+const WAITS: [&str; 8] = [
+    "--heartbeat",
+    "5s",
+    "--net-ticktime",
+    "10s",
+    "--consumer-disconnected",
+    "7s",
+    "--finish-within",
+    "60s",
+];
 
 /// A cluster is enough for two processors.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -37,13 +49,20 @@ fn soak(arguments: &[&str]) -> Value {
     let said = String::from_utf8_lossy(&output.stderr);
     let report: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("no report: {error}; {said}"));
-    println!("{:#}", report["faults"]);
-    for kind in ["violations", "lost", "refused", "findings"] {
+    println!("{:#}\n{:#}", report["faults"], report["finale"]);
+    for fault in report["faults"].as_array().unwrap() {
+        assert_eq!(fault["stuck"], Value::Array(Vec::new()), "after {fault:#}");
+    }
+    let finale = &report["finale"];
+    for count in ["with_consumers", "with_unacked", "left_after"] {
+        assert_eq!(finale[count], 0, "{count}: {finale:#}");
+    }
+    assert!(finale["left_before"].as_u64() >= Some(1), "the fresh worker had nothing to show");
+    for kind in ["violations", "failures", "lost", "refused", "dead", "findings"] {
         let found = report[kind].as_array().unwrap();
         let first = &found[..found.len().min(5)];
         assert!(found.is_empty(), "{} {kind}: {first:?}; {said}", found.len());
     }
-    assert_eq!(report["dead"], 0);
     assert!(output.status.success(), "{said}");
     report
 }
@@ -71,7 +90,9 @@ fn a_cluster_survives_every_fault() {
 /// they can execute until the others are given the same tasks.
 #[test]
 fn a_node_that_is_cut_off_does_not_go_on() {
-    let report = soak(&["--seed", "1", "--faults", "split", "--task-time", "400ms"]);
+    // Who drains tells how often it was cut off.
+    let arguments = ["--faults", "split", "--task-time", "400ms", "--end", "drain"];
+    let report = soak(&[&["--seed", "1"], &arguments[..]].concat());
     let workers = report["workers"].as_array().unwrap();
     let noticed = |worker: &&Value| worker["end"]["reconnects"].as_u64() >= Some(1);
     assert!(workers.iter().any(|worker| noticed(&worker)), "nobody noticed: {workers:?}");

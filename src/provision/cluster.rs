@@ -1,5 +1,5 @@
-//! A cluster of three brokers in containers, and the faults that befall its
-//! nodes.
+//! A cluster of three brokers in containers, or one broker, and the faults that befall
+//! its nodes.
 //!
 //! Every node is in two networks: over one it talks to its clients, over the
 //! other to its peers. So it can be cut off from both, or from its peers alone
@@ -73,6 +73,17 @@ impl Default for Waits {
     }
 }
 
+/// The brokers to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup {
+    /// Number of nodes: 1, or 3 that form a cluster. Other numbers count as the nearer one.
+    pub nodes: u8,
+    /// Version of RabbitMQ.
+    pub version: Version,
+    /// How long the nodes wait for one another and for consumers.
+    pub waits: Waits,
+}
+
 /// One of the three nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node(u8);
@@ -81,7 +92,9 @@ impl Node {
     /// All of them.
     pub const ALL: [Self; 3] = [Self(1), Self(2), Self(3)];
 
-    fn index(self) -> usize {
+    /// Its place among [`Node::ALL`].
+    #[must_use]
+    pub fn index(self) -> usize {
         usize::from(self.0) - 1
     }
 
@@ -112,7 +125,7 @@ pub enum NodeFault {
     Split,
 }
 
-/// Three brokers. Every one listens on 127.0.0.1 only, and their user `guest`
+/// Three brokers, or one. Every one listens on 127.0.0.1 only, and their user `guest`
 /// has the password `guest`.
 ///
 /// Dropping it removes it and its data, which blocks for some seconds. It is
@@ -123,6 +136,8 @@ pub enum NodeFault {
 #[derive(Debug)]
 pub struct Cluster {
     name: String,
+    nodes: &'static [Node],
+    /// Of the nodes, in their order.
     ports: [u16; 3],
     reaper: Reaper,
 }
@@ -150,31 +165,54 @@ impl Cluster {
     /// # Cancel safety
     /// Dropping the future removes whatever was started.
     pub async fn start(waits: Waits, progress: impl Fn(&str)) -> Result<Self, ProvisionError> {
+        let version = Version::default();
+        Self::start_with(Setup { nodes: 3, version, waits }, progress).await
+    }
+
+    /// Starts these nodes and waits until they serve. `progress` gets a line about each
+    /// step.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future removes whatever was started.
+    pub async fn start_with(setup: Setup, progress: impl Fn(&str)) -> Result<Self, ProvisionError> {
         docker::check().await?;
-        let image = image::ensure(Version::default(), &progress).await?;
-        progress(&format!("starting a cluster of three from {image}"));
+        let image = image::ensure(setup.version, &progress).await?;
+        let nodes: &[Node] = if setup.nodes > 1 { &Node::ALL } else { &Node::ALL[..1] };
+        match nodes {
+            [_] => progress(&format!("starting a broker from {image}")),
+            _ => progress(&format!("starting a cluster of three from {image}")),
+        }
         let name = unique_name("keylane-cluster");
         let reaper = Reaper::new(REMOVE, &[&name])
             .map_err(ProvisionError::io("start the cluster's reaper"))?;
         let ports = [free_port()?, free_port()?, free_port()?];
-        let cluster = Self { name, ports, reaper };
+        let cluster = Self { name, nodes, ports, reaper };
         for network in [cluster.clients(), cluster.peers()] {
             docker(&["network", "create", "--label", "keylane=cluster", &network]).await?;
         }
-        for node in Node::ALL {
-            cluster.create(node, &image, waits).await?;
+        for &node in nodes {
+            cluster.create(node, &image, setup).await?;
         }
         cluster.start_all().await?;
         cluster.whole().await?;
         Ok(cluster)
     }
 
+    /// Its nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &'static [Node] {
+        self.nodes
+    }
+
     /// The URL of every node, separated by commas, with this one first. They stay
     /// the same whatever happens.
     #[must_use]
     pub fn amqp_urls(&self, first: Node) -> String {
-        let start = first.index();
-        let ports = (0..self.ports.len()).map(|n| self.ports[(start + n) % self.ports.len()]);
+        let (start, count) = (first.index(), self.nodes.len());
+        let ports = (0..count).map(|n| self.ports[(start + n) % count]);
         ports.map(amqp_url).collect::<Vec<_>>().join(",")
     }
 
@@ -224,7 +262,7 @@ impl Cluster {
     /// # Errors
     /// What Docker said.
     pub async fn stop_all(&self) -> Result<(), ProvisionError> {
-        let containers = Node::ALL.map(|node| self.container(node));
+        let containers = self.containers();
         let mut words = vec!["stop", "--time", STOP_TIMEOUT_S];
         words.extend(containers.iter().map(String::as_str));
         self.run(&words).await
@@ -235,7 +273,7 @@ impl Cluster {
     /// # Errors
     /// What Docker said.
     pub async fn start_all(&self) -> Result<(), ProvisionError> {
-        let containers = Node::ALL.map(|node| self.container(node));
+        let containers = self.containers();
         let mut words = vec!["start"];
         words.extend(containers.iter().map(String::as_str));
         self.run(&words).await
@@ -248,7 +286,7 @@ impl Cluster {
     /// [`ProvisionError::NotReady`], with what is missing, after five minutes.
     pub async fn whole(&self) -> Result<(), ProvisionError> {
         let deadline = Instant::now() + WHOLE_TIMEOUT;
-        for port in self.ports {
+        for &port in &self.ports[..self.nodes.len()] {
             wait_for_amqp(port, READY_TIMEOUT)
                 .await
                 .map_err(ProvisionError::io("speak AMQP to a node of the cluster"))?;
@@ -279,12 +317,12 @@ impl Cluster {
         // What is declared when it is needed may be so while a node is lost, and that
         // node's copy never starts then.
         let lasts = |queue: &str| !queue.contains(".pulse.") && !queue.ends_with(".claims");
-        let lacks = |q: &Replicas| q.leader.is_none() || q.online < Node::ALL.len();
+        let lacks = |q: &Replicas| q.leader.is_none() || q.online < self.nodes.len();
         let mut missing = Vec::new();
         if queues.is_empty() {
-            for node in Node::ALL {
-                let words = ["rabbitmqctl", "--quiet", "await_online_nodes", "3", "-t", "20"];
-                let online = exec(&self.container(node), &words).await;
+            let count = self.nodes.len().to_string();
+            for &node in self.nodes {
+                let online = self.ctl(node, &["await_online_nodes", &count, "-t", "20"]).await;
                 missing.extend(online.err().map(|error| format!("{node}: {error}")));
             }
         }
@@ -312,6 +350,14 @@ impl Cluster {
         Ok(replicated.map(Listed::into_replicas).collect())
     }
 
+    /// Runs `rabbitmqctl` on a node, and gives what it printed.
+    ///
+    /// # Errors
+    /// What it said, or that it did not end within two minutes.
+    pub async fn ctl(&self, node: Node, words: &[&str]) -> Result<String, ProvisionError> {
+        exec(&self.container(node), &[&["rabbitmqctl", "--quiet"], words].concat()).await
+    }
+
     /// Restarts the server that leads a quorum queue: what makes a broker forget a
     /// consumer that is gone and that it hands messages to.
     ///
@@ -323,8 +369,7 @@ impl Cluster {
             P = amqqueue:get_pid(Q), ok = ra:stop_server(quorum_queues, P),
             ok = ra:restart_server(quorum_queues, P)."
         );
-        let words = ["rabbitmqctl", "--quiet", "eval", &restart];
-        exec(&self.container(Node::ALL[0]), &words).await.map(drop)
+        self.ctl(Node::ALL[0], &["eval", &restart]).await.map(drop)
     }
 
     /// Removes it and its data, and tells whether that worked.
@@ -341,7 +386,7 @@ impl Cluster {
         outcome.map_err(|error| ProvisionError::NotRemoved { broker, reason: error.to_string() })
     }
 
-    async fn create(&self, node: Node, image: &str, waits: Waits) -> Result<(), ProvisionError> {
+    async fn create(&self, node: Node, image: &str, setup: Setup) -> Result<(), ProvisionError> {
         let (container, alias) = (self.container(node), node.to_string());
         let port = format!("127.0.0.1:{}:5672", self.ports[node.index()]);
         // Its own name has to be known to it when it is cut off as well.
@@ -349,10 +394,10 @@ impl Cluster {
         let environment = [
             format!("RABBITMQ_NODENAME=rabbit@{alias}"),
             format!("CLUSTER_COOKIE={}", self.name),
-            format!("CLUSTER_CONFIG={}", config(waits)),
+            format!("CLUSTER_CONFIG={}", config(setup, self.nodes)),
             format!(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel net_ticktime {}",
-                waits.net_ticktime.as_secs().max(1)
+                setup.waits.net_ticktime.as_secs().max(1)
             ),
         ];
         let clients = self.clients();
@@ -364,6 +409,10 @@ impl Cluster {
         words.extend(["--entrypoint", "sh", image, "-c", ENTRYPOINT]);
         docker(&words).await?;
         self.join_peers(node).await
+    }
+
+    fn containers(&self) -> Vec<String> {
+        self.nodes.iter().map(|&node| self.container(node)).collect()
     }
 
     async fn join_peers(&self, node: Node) -> Result<(), ProvisionError> {
@@ -416,16 +465,18 @@ impl Listed {
     }
 }
 
-fn config(waits: Waits) -> String {
+fn config(setup: Setup, nodes: &[Node]) -> String {
     let mut config = "cluster_formation.peer_discovery_backend = classic_config\n".to_owned();
-    for node in Node::ALL {
+    for node in nodes {
         let line = format!("cluster_formation.classic_config.nodes.{} = rabbit@{node}\n", node.0);
         config.push_str(&line);
     }
     // Otherwise all would be led by the node that declared them.
     config.push_str("queue_leader_locator = balanced\n");
-    let wait = waits.consumer_disconnected.as_millis();
-    config.push_str(&format!("consumer_disconnected_timeout = {wait}\n"));
+    if setup.version == Version::V4_3 {
+        let wait = setup.waits.consumer_disconnected.as_millis();
+        config.push_str(&format!("consumer_disconnected_timeout = {wait}\n"));
+    }
     config
 }
 

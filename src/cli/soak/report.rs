@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use super::finale::Finale;
 use super::schedule::Fault;
 use super::watch::{Counts, Pauses};
 use super::worker::Said;
@@ -12,9 +13,13 @@ use crate::protocol::journal::{AuditReport, Finding};
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) seed: u64,
+    pub(super) nodes: u8,
+    /// Of RabbitMQ.
+    pub(super) version: String,
     pub(super) net_ticktime_s: u64,
     pub(super) consumer_disconnected_s: u64,
     pub(super) heartbeat_s: u64,
+    pub(super) partitions: u32,
     pub(super) faults: Vec<FaultReport>,
     /// Confirmed tasks.
     pub(super) tasks: u64,
@@ -24,41 +29,58 @@ pub(super) struct Report {
     pub(super) refused: Vec<String>,
     #[serde(flatten)]
     pub(super) counts: Counts,
+    /// Processes that were started.
+    pub(super) starts: usize,
     /// What the workers said at their end.
     pub(super) workers: Vec<Said>,
+    /// Workers that ended by themselves, or did not end when they were told to.
+    pub(super) failures: Vec<String>,
     /// Overlaps, and executions out of order.
     pub(super) violations: Vec<String>,
+    /// Locks that were taken over from frozen workers, which is no violation.
+    pub(super) taken_over: usize,
+    pub(super) finale: Finale,
     /// Confirmed and not executed, by resource.
     pub(super) lost: Vec<String>,
-    /// How often a queue's server was restarted, since the broker handed the partition
-    /// to nobody.
-    pub(super) cured: usize,
-    pub(super) dead: u32,
+    pub(super) poison: Poison,
+    /// Dead letters that are no poison.
+    pub(super) dead: Vec<String>,
     /// What `verify` says of the journal.
     pub(super) journal: AuditReport,
     pub(super) findings: Vec<Finding>,
+}
+
+/// Tasks that kill their workers.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Poison {
+    pub(super) published: u64,
+    /// Of these, different ones in the dead letters.
+    pub(super) dead: u64,
+    /// How often it killed a worker.
+    pub(super) crashes: u64,
 }
 
 /// One fault, and what was felt of it.
 #[derive(Debug, Serialize)]
 pub(super) struct FaultReport {
     pub(super) fault: Fault,
-    /// Which node; none if it was all of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) node: Option<String>,
+    /// Whom it befell.
+    pub(super) on: String,
     /// Partitions that the node led.
-    pub(super) led: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) led: Option<usize>,
     /// Whether it led the journal.
-    pub(super) led_journal: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) led_journal: Option<bool>,
     /// How long the fault lasted, in milliseconds.
     pub(super) held_ms: u64,
-    /// Whether all partitions made progress while it lasted.
-    pub(super) survived: bool,
-    /// How long partitions made no progress, from the fault until the cluster was
-    /// whole again.
+    /// Whether all partitions made progress while it lasted, if it was kept up for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) survived: Option<bool>,
+    /// How long partitions made no progress, from the fault until all of them did again.
     pub(super) pause_ms: Pauses,
-    /// Of these, how often a queue's server was restarted to end one.
-    pub(super) cured: usize,
+    /// Partitions, and the inbox, that did not make progress again.
+    pub(super) stuck: Vec<String>,
     #[serde(flatten)]
     pub(super) counts: Counts,
     pub(super) violations: usize,
@@ -67,13 +89,58 @@ pub(super) struct FaultReport {
 impl Report {
     pub(super) fn is_ok(&self) -> bool {
         self.violations.is_empty()
+            && self.failures.is_empty()
+            && self.faults.iter().all(|fault| fault.stuck.is_empty())
+            && self.finale.is_ok()
             && self.lost.is_empty()
             && self.refused.is_empty()
             && self.findings.is_empty()
-            && self.dead == 0
+            && self.dead.is_empty()
+            && self.poison.dead == self.poison.published
     }
 
     pub(super) fn print(&self) {
+        out!("{}", self.table());
+        out!(
+            "{} tasks confirmed, {} of them sent again; {} executions, {} redelivered, {} repeated",
+            grouped(self.tasks),
+            grouped(self.republished),
+            grouped(self.counts.executions),
+            grouped(self.counts.redelivered),
+            grouped(self.counts.repeats)
+        );
+        self.print_finale();
+        let Poison { published, dead, crashes } = self.poison;
+        if published > 0 {
+            out!(
+                "poison: {}, {dead} in the dead letters after {}",
+                counted(published, "task"),
+                counted(crashes, "crash")
+            );
+        }
+        for (what, lines) in [
+            ("violation", &self.violations),
+            ("failure", &self.failures),
+            ("lost", &self.lost),
+            ("refused", &self.refused),
+            ("dead letter", &self.dead),
+        ] {
+            lines.iter().for_each(|line| out!("{what}: {line}"));
+        }
+        self.findings.iter().for_each(|finding| out!("verify: {finding}"));
+        out!("{}", self.journal);
+        out!(
+            "violations {}, failures {}, lost {}, refused {}, dead letters {}; seed {}",
+            self.violations.len(),
+            self.failures.len(),
+            self.lost.len(),
+            self.refused.len(),
+            self.dead.len(),
+            self.seed
+        );
+    }
+
+    fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
         table.set_header([
@@ -83,59 +150,52 @@ impl Report {
             "lasted",
             "pause, median",
             "max",
+            "stuck",
             "redelivered",
             "repeated",
-            "cured",
             "violations",
         ]);
         for fault in &self.faults {
             let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
-            let journal = if fault.led_journal { " + journal" } else { "" };
+            let journal = if fault.led_journal == Some(true) { " + journal" } else { "" };
             table.add_row([
-                fault.fault.name().to_owned(),
-                fault.node.clone().unwrap_or_else(|| "all".to_owned()),
-                format!("{}{journal}", fault.led),
+                fault.fault.name(),
+                fault.on.clone(),
+                fault.led.map_or_else(String::new, |led| format!("{led}{journal}")),
                 seconds(fault.held_ms),
                 seconds(fault.pause_ms.median),
                 seconds(fault.pause_ms.max),
+                fault.stuck.len().to_string(),
                 grouped(fault.counts.redelivered),
                 grouped(fault.counts.repeats),
-                fault.cured.to_string(),
                 fault.violations.to_string(),
             ]);
         }
         for column in table.column_iter_mut().skip(3) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        out!("{table}");
+        table
+    }
+
+    fn print_finale(&self) {
+        let Finale { with_consumers, with_unacked, unacked, .. } = self.finale;
         out!(
-            "{} tasks confirmed, {} of them sent again; {} executions, {} redelivered, {} repeated",
-            grouped(self.tasks),
-            grouped(self.republished),
-            grouped(self.counts.executions),
-            grouped(self.counts.redelivered),
-            grouped(self.counts.repeats)
+            "all workers ended, and after {:.0} s: consumers on {}, {} delivered and not settled on {}",
+            self.finale.settled_s,
+            counted(with_consumers as u64, "queue"),
+            counted(unacked, "message"),
+            counted(with_unacked as u64, "queue")
         );
-        if self.cured > 0 {
-            out!(
-                "{} of a queue's server: the broker handed its partition to nobody",
-                counted(self.cured as u64, "restart")
-            );
+        let (before, after) = (grouped(self.finale.left_before), grouped(self.finale.left_after));
+        match self.finale.fresh_s {
+            Some(s) => {
+                out!("one fresh worker executed the {before} tasks that were left in {s:.1} s")
+            }
+            None => out!("of {before} tasks that were left, one fresh worker left {after}"),
         }
-        for (what, lines) in
-            [("violation", &self.violations), ("lost", &self.lost), ("refused", &self.refused)]
-        {
-            lines.iter().for_each(|line| out!("{what}: {line}"));
+        for (queue, remains) in &self.finale.remains {
+            let super::brokers::Queue { ready, unacked, consumers } = remains;
+            out!("left on {queue}: {ready} ready, {unacked} delivered, {consumers} consumers");
         }
-        self.findings.iter().for_each(|finding| out!("verify: {finding}"));
-        out!("{}", self.journal);
-        out!(
-            "violations {}, lost {}, refused {}, dead letters {}; seed {}",
-            self.violations.len(),
-            self.lost.len(),
-            self.refused.len(),
-            self.dead,
-            self.seed
-        );
     }
 }

@@ -1,311 +1,228 @@
-//! One soak: load, faults one after another, and the verdict.
+//! One soak: load, faults one after another, the finale, and the verdict.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Soak;
-use super::fleet::Fleet;
-use super::load::{Published, publish, resources};
-use super::report::{FaultReport, Report};
+use super::faults;
+use super::finale::{Finale, end_all, finale};
+use super::fleet::{Fleet, Launch, Role};
+use super::inbox::publish_to_inbox;
+use super::load::{Load, Published, publish, resources};
+use super::payload::Payload;
+use super::report::{FaultReport, Poison, Report};
+use super::scene::{LOOK, Scene};
 use super::schedule::{Chance, Fault, Schedule};
 use super::truth::Truth;
 use super::watch::Watch;
-use super::worker::now_us;
-use crate::provision::cluster::{Cluster, Node, Waits};
-use crate::{Connect, Namespace, PartitionCount, Topology};
+use crate::provision::cluster::{Cluster, Node, Setup};
+use crate::{Connect, DeadLetters, Namespace, PartitionCount};
 
-/// Several for each worker and each node.
-const PARTITIONS: u32 = 12;
+/// What has executed something in this time makes progress; a partition whose resources
+/// have their turn less often may take three turns.
+const LATELY: Duration = Duration::from_secs(2);
 
-/// The shortest fault: longer than an election, and than a worker's lease.
-const SHORTEST: Duration = Duration::from_secs(15);
+/// One of so many resources gets its tasks through the inbox, if there are routers.
+const THROUGH_INBOX: usize = 4;
 
-/// Beyond the waits of the brokers: for the clients, which try one node after
-/// another, on a machine that is busy with everything else as well.
-const CLIENTS: Duration = Duration::from_secs(45);
-
-/// What happened last is digested, and does not count for what comes next.
-const CALM: Duration = Duration::from_secs(3);
-
-/// Progress that has not come back by then is not going to.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// Pause between two looks at what changes by the second.
-const LOOK: Duration = Duration::from_millis(200);
-
-pub(super) struct Run<'a, S> {
+pub(super) struct Run<'a> {
     pub(super) soak: &'a Soak,
     pub(super) seed: u64,
+    pub(super) setup: Setup,
     pub(super) cluster: &'a Cluster,
     /// For the ground truth and the logs.
     pub(super) directory: &'a Path,
-    pub(super) say: &'a S,
+    /// Tells what happens.
+    pub(super) say: &'a dyn Fn(&str),
+    /// Tells it on a terminal only, where it replaces what was told before.
+    pub(super) show: &'a dyn Fn(&str),
 }
 
-/// What runs while the faults come.
-struct Scene {
-    connect: Connect,
-    topology: Topology,
-    truth: Truth,
-    watch: Arc<Watch>,
-    fleet: Fleet,
-    chance: Chance,
-    /// Restarts of a queue's server.
-    cured: usize,
-}
-
-impl<S: Fn(&str)> Run<'_, S> {
-    pub(super) async fn run(self, waits: Waits) -> anyhow::Result<Report> {
-        let namespace = Namespace::new("soak")?;
-        let connect = |first: Node| -> anyhow::Result<Connect> {
-            let urls = self.cluster.amqp_urls(first);
-            let seconds = self.soak.heartbeat.as_secs().max(1);
-            let urls: Vec<_> =
-                urls.split(',').map(|url| format!("{url}?heartbeat={seconds}")).collect();
-            Ok(Connect::new(urls.join(","))?.with_namespace(namespace.clone()))
+impl Run<'_> {
+    pub(super) async fn run(self) -> anyhow::Result<Report> {
+        let sizes = self.soak.sizes();
+        let heartbeat = Duration::from_secs(self.soak.heartbeat.as_secs().max(1));
+        let nodes = self.cluster.nodes();
+        let connects: Vec<Connect> =
+            nodes.iter().map(|&node| self.connect(node, heartbeat)).collect::<Result<_, _>>()?;
+        let count = PartitionCount::new(sizes.partitions).context("a number of partitions")?;
+        let topology = crate::init(&connects[0], count).await?;
+        let all = resources(&topology, sizes.resources)?;
+        let turn = Duration::from_secs_f64(all.len() as f64 / sizes.rate);
+        let watch = Watch::new(sizes.partitions, sizes.routers > 0, LATELY.max(turn * 3));
+        let watch = Arc::new(watch);
+        let launch = Launch {
+            connects: connects.clone(),
+            directory: self.directory.to_owned(),
+            task_time: self.soak.task_time,
+            excused_after: heartbeat,
         };
-        let [first, second, third] = Node::ALL;
-        let count = PartitionCount::new(PARTITIONS).context("a number of partitions")?;
-        let topology = crate::init(&connect(first)?, count).await?;
-        let watch = Arc::new(Watch::new(PARTITIONS));
-        let mut fleet = Fleet::new(Arc::clone(&watch));
-        for node in Node::ALL {
-            fleet.join(&connect(node)?, self.directory, self.soak.task_time)?;
+        let mut scene = Scene {
+            cluster: self.cluster,
+            waits: self.setup.waits,
+            heartbeat,
+            connect: connects[0].clone(),
+            topology,
+            truth: Truth::new(self.directory, heartbeat),
+            watch: Arc::clone(&watch),
+            fleet: Fleet::new(launch, watch),
+            workers: sizes.workers,
+            routers: sizes.routers,
+            chance: Chance::new(self.seed),
+            confirmed: Arc::new(AtomicU64::new(0)),
+            poison: 0,
+            say: self.say,
+            show: self.show,
+        };
+        for _ in 0..sizes.workers {
+            scene.fleet.start(Role::Worker, None)?;
         }
-        let all = resources(&topology)?;
-        let (stop, mut producers) = (CancellationToken::new(), JoinSet::new());
-        for (node, half) in [second, third].into_iter().zip(all.chunks(all.len().div_ceil(2))) {
-            producers.spawn(publish(connect(node)?, half.to_vec(), stop.clone()));
+        for _ in 0..sizes.routers {
+            scene.fleet.start(Role::Router, None)?;
         }
-        let (connect, truth) = (connect(first)?, Truth::new(self.directory));
-        let chance = Chance::new(self.seed);
-        let mut scene = Scene { connect, topology, truth, watch, fleet, chance, cured: 0 };
-        self.recovered(&mut scene, "the start", waits).await?;
 
-        let faults = self.faults(&mut scene, waits).await?;
+        let stop = CancellationToken::new();
+        let load = |number: usize, resources: &[_]| Load {
+            connect: connects[number % connects.len()].clone(),
+            resources: resources.to_vec(),
+            rate: sizes.rate * resources.len() as f64 / all.len() as f64,
+            stop: stop.clone(),
+            confirmed: Arc::clone(&scene.confirmed),
+        };
+        let through_inbox = if sizes.routers > 0 { all.len() / THROUGH_INBOX } else { 0 };
+        let (inbox, straight) = all.split_at(through_inbox);
+        let mut producers = JoinSet::new();
+        for (number, half) in (1..).zip(straight.chunks(straight.len().div_ceil(2).max(1))) {
+            producers.spawn(publish(load(number, half)));
+        }
+        if !inbox.is_empty() {
+            let load = load(0, inbox);
+            producers.spawn(async move { Ok(publish_to_inbox(load, topology).await) });
+        }
 
-        (self.say)("waiting until everything is executed");
+        scene.say("waiting until everything makes progress");
+        let stuck = scene.recovered().await;
+        anyhow::ensure!(stuck.is_empty(), "without any fault there is no progress: {stuck:?}");
+        let faults = self.faults(&mut scene).await?;
+        while scene.confirmed.load(Ordering::Relaxed) < sizes.tasks {
+            scene.show("publishing");
+            sleep(LOOK).await;
+        }
+        end_all(&mut scene, self.soak.end).await?;
+        // Every partition has something for the fresh worker.
+        sleep(turn.mul_f64(1.5)).await;
         stop.cancel();
+        scene.say("waiting until everything is confirmed");
         let mut published = Published::default();
         while let Some(producer) = producers.join_next().await {
             published.add(producer??);
         }
-        let lost = self.lost(&mut scene, &published, waits).await?;
-        let dead = crate::status(&scene.connect).await?.dead;
-        let Scene { connect, truth, watch, fleet, cured, .. } = scene;
-        fleet.end().await?;
-        (self.say)("verifying the journal");
-        let (journal, findings) = crate::verify(&connect, None, Duration::ZERO).await?;
-        Ok(Report {
-            seed: self.seed,
-            net_ticktime_s: waits.net_ticktime.as_secs(),
-            consumer_disconnected_s: waits.consumer_disconnected.as_secs(),
-            heartbeat_s: self.soak.heartbeat.as_secs().max(1),
-            faults,
-            tasks: published.total(),
-            republished: published.republished,
-            refused: published.refused,
-            counts: watch.counts(),
-            workers: watch.ends(),
-            violations: truth.violations()?,
-            lost,
-            cured,
-            dead,
-            journal,
-            findings,
-        })
+        let finale = finale(&mut scene, &published, self.soak.finish_within).await?;
+        self.judge(&scene, faults, published, finale).await
     }
 
-    async fn faults(&self, scene: &mut Scene, waits: Waits) -> anyhow::Result<Vec<FaultReport>> {
+    fn connect(&self, first: Node, heartbeat: Duration) -> anyhow::Result<Connect> {
+        let urls = self.cluster.amqp_urls(first);
+        let seconds = heartbeat.as_secs();
+        let urls: Vec<_> =
+            urls.split(',').map(|url| format!("{url}?heartbeat={seconds}")).collect();
+        Ok(Connect::new(urls.join(","))?.with_namespace(Namespace::new("soak")?))
+    }
+
+    /// What stands still after a fault ends the faults: what comes next would show nothing.
+    async fn faults(&self, scene: &mut Scene<'_>) -> anyhow::Result<Vec<FaultReport>> {
         let given = !self.soak.faults.is_empty();
         let mut schedule = match given {
             true => Schedule::Given(self.soak.faults.clone().into_iter()),
             false => Schedule::Random,
         };
         let end = Instant::now() + Duration::from_secs(60 * self.soak.minutes);
-        let mut reports = Vec::new();
+        let mut reports: Vec<FaultReport> = Vec::new();
         while given || Instant::now() < end {
-            let Some(fault) = schedule.next(&mut scene.chance) else { return Ok(reports) };
-            reports.push(self.fault(scene, fault, waits).await?);
+            let Some(planned) = schedule.next(&mut scene.chance, self.soak.nodes) else {
+                return Ok(reports);
+            };
+            let report = faults::inflict(scene, planned).await?;
+            let stands = !report.stuck.is_empty();
+            reports.push(report);
+            if stands {
+                return Ok(reports);
+            }
         }
         // Whatever chance has brought, the cluster was once restarted as a whole.
-        reports.push(self.fault(scene, Fault::Restart, waits).await?);
+        reports.push(faults::inflict(scene, Fault::Restart.into()).await?);
         Ok(reports)
     }
 
-    async fn fault(
+    async fn judge(
         &self,
-        scene: &mut Scene,
-        fault: Fault,
-        waits: Waits,
-    ) -> anyhow::Result<FaultReport> {
-        sleep(CALM).await;
-        let (counts, violations) = (scene.watch.counts(), scene.truth.violations()?.len());
-        let cured = scene.cured;
-        let queues = self.cluster.replicas(Node::ALL[0]).await?;
-        let namespace = scene.connect.namespace().clone();
-        // The leader of a partition by chance: a node that leads many is met more often.
-        let number = scene.chance.below(PARTITIONS as usize);
-        let leader = |queue: &str| queues.get(queue).and_then(|replicas| replicas.leader);
-        let leaders: Vec<_> = scene
-            .topology
-            .partitions()
-            .filter_map(|p| leader(&namespace.partition(&scene.topology, p)))
-            .collect();
-        let node = *leaders.get(number).context("a partition without a leader")?;
-        let (began, began_us) = (Instant::now(), now_us());
-        scene.watch.begin(began_us);
-        let survived = match fault.of_node() {
-            None => {
-                (self.say)("restarting all nodes");
-                self.cluster.stop_all().await?;
-                self.cluster.start_all().await?;
-                false
+        scene: &Scene<'_>,
+        faults: Vec<FaultReport>,
+        published: Published,
+        finale: Finale,
+    ) -> anyhow::Result<Report> {
+        let mut lost = Vec::new();
+        for (resource, confirmed) in &published.confirmed {
+            let executed = scene.truth.executed(resource.as_str())?;
+            if executed < *confirmed {
+                lost.push(format!("{resource}: {executed} of {confirmed} executed"));
             }
-            Some(of_node) => {
-                (self.say)(&format!("{} {node}", fault.name()));
-                self.cluster.inflict(of_node, node).await?;
-                let survived = self.hold(scene, fault, waits).await?;
-                self.cluster.heal(of_node, node).await?;
-                survived
-            }
-        };
-        let held_ms = began.elapsed().as_millis() as u64;
-        let restart = fault.of_node().is_none();
-        let what =
-            format!("{} {}", fault.name(), if restart { "all".into() } else { node.to_string() });
-        (self.say)(&format!("{what}: waiting until the cluster is whole"));
-        self.cluster.whole().await?;
-        self.recovered(scene, &what, waits).await?;
-        Ok(FaultReport {
-            fault,
-            node: (!restart).then(|| node.to_string()),
-            led: leaders.iter().filter(|leader| restart || **leader == node).count(),
-            led_journal: restart || leader(&namespace.journal()) == Some(node),
-            held_ms,
-            survived,
-            pause_ms: scene.watch.pauses(now_us()),
-            cured: scene.cured - cured,
-            counts: scene.watch.counts().since(counts),
-            violations: scene.truth.violations()?.len() - violations,
+        }
+        scene.say("reading the dead letters");
+        let (poison, dead) = dead_letters(scene).await?;
+        scene.say("verifying the journal");
+        let (journal, findings) = crate::verify(&scene.connect, None, Duration::ZERO).await?;
+        Ok(Report {
+            seed: self.seed,
+            nodes: self.setup.nodes,
+            version: self.setup.version.to_string(),
+            net_ticktime_s: self.setup.waits.net_ticktime.as_secs(),
+            consumer_disconnected_s: self.setup.waits.consumer_disconnected.as_secs(),
+            heartbeat_s: scene.heartbeat.as_secs(),
+            partitions: scene.topology.partitions.get(),
+            faults,
+            tasks: published.total(),
+            republished: published.republished,
+            refused: published.refused,
+            counts: scene.watch.counts(),
+            starts: scene.fleet.starts(),
+            workers: scene.watch.ends(),
+            failures: scene.fleet.failures(),
+            violations: scene.truth.violations()?,
+            taken_over: scene.truth.taken_over()?,
+            finale,
+            lost,
+            poison,
+            dead,
+            journal,
+            findings,
         })
     }
-
-    /// Keeps a fault up until all partitions make progress in spite of it. One that
-    /// clients may not notice lasts for as long as the brokers need to.
-    async fn hold(&self, scene: &mut Scene, fault: Fault, waits: Waits) -> anyhow::Result<bool> {
-        let noticed = noticed(waits);
-        let began = Instant::now();
-        let least = if fault == Fault::Split { noticed + SHORTEST } else { SHORTEST };
-        loop {
-            scene.fleet.check()?;
-            let survived = scene.watch.progresses(now_us());
-            if began.elapsed() >= least && survived {
-                return Ok(true);
-            }
-            if began.elapsed() >= noticed + CLIENTS {
-                return Ok(false);
-            }
-            sleep(LOOK).await;
-        }
-    }
-
-    /// Waits until all partitions make progress, and goes on doing so.
-    async fn recovered(&self, scene: &mut Scene, after: &str, waits: Waits) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        let (mut steady, mut cure) = (Instant::now(), Cure::new(waits));
-        while steady.elapsed() < CALM {
-            scene.fleet.check()?;
-            let stuck = scene.watch.stuck(now_us());
-            if !stuck.is_empty() {
-                steady = Instant::now();
-                self.cure(scene, &mut cure, &stuck).await?;
-            }
-            if Instant::now() > deadline {
-                bail!("no progress {PATIENCE:?} after {after}: partitions {stuck:?} stand still");
-            }
-            sleep(LOOK).await;
-        }
-        Ok(())
-    }
-
-    /// Does, after a while, what an operator does about partitions that the broker hands
-    /// to nobody. What a worker holds is not touched: that is for keylane to end.
-    async fn cure(
-        &self,
-        scene: &mut Scene,
-        cure: &mut Cure,
-        stuck: &BTreeSet<u32>,
-    ) -> anyhow::Result<()> {
-        if Instant::now() < cure.next {
-            return Ok(());
-        }
-        cure.next = Instant::now() + cure.pause;
-        let status = crate::status(&scene.connect).await?;
-        for look in status.looks().filter(|look| stuck.contains(&look.partition.number())) {
-            let queue = scene.connect.namespace().partition(&scene.topology, look.partition);
-            if look.holder.is_some() || look.answering.is_empty() || !look.consumed {
-                (self.say)(&format!("{queue} stands still: {look:?}"));
-                continue;
-            }
-            (self.say)(&format!("{queue} is handed to nobody: restarting its server"));
-            self.cluster.restart_leader(&queue).await?;
-            scene.cured += 1;
-        }
-        Ok(())
-    }
-
-    /// Waits until all that was confirmed is executed; gives what is not.
-    async fn lost(
-        &self,
-        scene: &mut Scene,
-        published: &Published,
-        waits: Waits,
-    ) -> anyhow::Result<Vec<String>> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut cure = Cure::new(waits);
-        loop {
-            scene.fleet.check()?;
-            let (mut missing, mut stuck) = (Vec::new(), BTreeSet::new());
-            for (resource, confirmed) in &published.confirmed {
-                let executed = scene.truth.executed(resource.as_str())?;
-                if executed < *confirmed {
-                    missing.push(format!("{resource}: {executed} of {confirmed} executed"));
-                    stuck.insert(scene.topology.partition_of(resource).number());
-                }
-            }
-            if missing.is_empty() || Instant::now() > deadline {
-                return Ok(missing);
-            }
-            // Whoever goes on needs no cure.
-            stuck.retain(|partition| scene.watch.stuck(now_us()).contains(partition));
-            self.cure(scene, &mut cure, &stuck).await?;
-            sleep(LOOK).await;
-        }
-    }
 }
 
-/// When a partition that stands still may be taken for one that the broker forgot.
-struct Cure {
-    next: Instant,
-    /// A cure may have to be repeated.
-    pause: Duration,
-}
-
-impl Cure {
-    fn new(waits: Waits) -> Self {
-        Self { next: Instant::now() + noticed(waits) + CLIENTS, pause: CLIENTS }
+/// Poison and other dead letters, which are left where they are.
+async fn dead_letters(scene: &Scene<'_>) -> anyhow::Result<(Poison, Vec<String>)> {
+    let mut letters = DeadLetters::open(&scene.connect).await?;
+    let mut poison = std::collections::BTreeSet::new();
+    let mut others = Vec::new();
+    while let Some(letter) = letters.next().await? {
+        match Payload::read(&letter.payload) {
+            Some(Payload::Poison(number)) => drop(poison.insert(number)),
+            _ => {
+                let resource = letter.resource.as_deref().unwrap_or("no resource");
+                let payload = String::from_utf8_lossy(&letter.payload);
+                others.push(format!("{resource}/{payload}: {}", letter.reason));
+            }
+        }
     }
-}
-
-/// How long the brokers need for noticing that a node and its consumers are lost.
-fn noticed(waits: Waits) -> Duration {
-    waits.net_ticktime.mul_f64(1.25) + waits.consumer_disconnected
+    letters.close().await;
+    let (published, crashes) = (scene.poison, scene.fleet.crashes());
+    Ok((Poison { published, dead: poison.len() as u64, crashes }, others))
 }

@@ -1,23 +1,44 @@
-//! Watches whether the partitions make progress.
+//! Watches whether the partitions, and the inbox, make progress.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::worker::Said;
 
-/// A partition that has executed something so lately makes progress; the load has
-/// some twenty tasks a second for each.
-const LATELY_US: u64 = 2_000_000;
-
 /// What the workers have told, in sums.
 #[derive(Debug)]
-pub(super) struct Watch(Mutex<State>);
+pub(super) struct Watch {
+    /// What has executed something so lately makes progress.
+    lately: Duration,
+    state: Mutex<State>,
+}
+
+/// What makes progress by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stream {
+    Partition(u32),
+    /// Tasks that came through the inbox.
+    Inbox,
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Partition(number) => write!(f, "p{number}"),
+            Self::Inbox => f.write_str("inbox"),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct State {
-    partitions: Vec<Partition>,
+    partitions: Vec<Progress>,
+    /// `None` if nothing is published there.
+    inbox: Option<Progress>,
     /// Gaps count from then on.
     since_us: u64,
     counts: Counts,
@@ -25,7 +46,7 @@ struct State {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Partition {
+struct Progress {
     last_us: u64,
     longest_us: u64,
 }
@@ -58,14 +79,17 @@ pub(super) struct Pauses {
 }
 
 impl Watch {
-    pub(super) fn new(partitions: u32) -> Self {
-        let partitions = vec![Partition::default(); partitions as usize];
+    /// `inbox` says whether tasks come through the inbox.
+    pub(super) fn new(partitions: u32, inbox: bool, lately: Duration) -> Self {
+        let partitions = vec![Progress::default(); partitions as usize];
+        let inbox = inbox.then(Progress::default);
         let (counts, ends) = (Counts::default(), Vec::new());
-        Self(Mutex::new(State { partitions, since_us: 0, counts, ends }))
+        let state = Mutex::new(State { partitions, inbox, since_us: 0, counts, ends });
+        Self { lately, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A worker has told something.
@@ -73,12 +97,15 @@ impl Watch {
         let mut state = self.state();
         let since_us = state.since_us;
         match said {
-            Said::Start { at_us, partition, redelivered, repeat } => {
+            Said::Start { at_us, partition, inbox, redelivered, repeat } => {
                 state.counts.executions += 1;
                 state.counts.redelivered += u64::from(redelivered);
                 state.counts.repeats += u64::from(repeat);
                 if let Some(partition) = state.partitions.get_mut(partition as usize) {
                     partition.note(at_us, since_us);
+                }
+                if let Some(progress) = state.inbox.as_mut().filter(|_| inbox) {
+                    progress.note(at_us, since_us);
                 }
             }
             Said::End { .. } => state.ends.push(said),
@@ -89,33 +116,37 @@ impl Watch {
     pub(super) fn begin(&self, now_us: u64) {
         let mut state = self.state();
         state.since_us = now_us;
-        state.partitions.iter_mut().for_each(|partition| partition.longest_us = 0);
+        let State { partitions, inbox, .. } = &mut *state;
+        partitions.iter_mut().chain(inbox).for_each(|progress| progress.longest_us = 0);
     }
 
     /// The longest gaps since [`Watch::begin`], those that still last included.
     pub(super) fn pauses(&self, now_us: u64) -> Pauses {
         let state = self.state();
-        let longest = |mut partition: Partition| {
-            partition.gap(now_us, state.since_us);
-            partition.longest_us / 1_000
+        let longest = |mut progress: Progress| {
+            progress.gap(now_us, state.since_us);
+            progress.longest_us / 1_000
         };
-        let mut pauses: Vec<u64> = state.partitions.iter().copied().map(longest).collect();
+        let all = state.partitions.iter().chain(&state.inbox);
+        let mut pauses: Vec<u64> = all.copied().map(longest).collect();
         pauses.sort_unstable();
         let at = |index: usize| pauses.get(index).copied().unwrap_or_default();
         Pauses { median: at(pauses.len() / 2), max: at(pauses.len().saturating_sub(1)) }
     }
 
-    /// Whether all partitions have executed something lately.
+    /// Whether everything has executed something lately.
     pub(super) fn progresses(&self, now_us: u64) -> bool {
         self.stuck(now_us).is_empty()
     }
 
-    /// The numbers of the partitions that have not.
-    pub(super) fn stuck(&self, now_us: u64) -> BTreeSet<u32> {
-        let is_stuck = |p: &Partition| now_us.saturating_sub(p.last_us) >= LATELY_US;
+    /// What has not.
+    pub(super) fn stuck(&self, now_us: u64) -> BTreeSet<Stream> {
+        let lately_us = self.lately.as_micros() as u64;
+        let is_stuck = |p: &Progress| now_us.saturating_sub(p.last_us) >= lately_us;
         let state = self.state();
-        let numbered = (0..).zip(&state.partitions);
-        numbered.filter(|(_, p)| is_stuck(p)).map(|(number, _)| number).collect()
+        let partitions = (0..).map(Stream::Partition).zip(&state.partitions);
+        let all = partitions.chain(state.inbox.iter().map(|progress| (Stream::Inbox, progress)));
+        all.filter(|(_, progress)| is_stuck(progress)).map(|(stream, _)| stream).collect()
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -128,7 +159,7 @@ impl Watch {
     }
 }
 
-impl Partition {
+impl Progress {
     fn gap(&mut self, at_us: u64, since_us: u64) {
         let gap = at_us.saturating_sub(self.last_us.max(since_us));
         self.longest_us = self.longest_us.max(gap);
@@ -144,25 +175,35 @@ impl Partition {
 mod tests {
     use super::*;
 
-    fn start(partition: u32, at_us: u64) -> Said {
-        Said::Start { at_us, partition, redelivered: false, repeat: false }
+    fn start(partition: u32, at_us: u64, inbox: bool) -> Said {
+        Said::Start { at_us, partition, inbox, redelivered: false, repeat: false }
     }
 
     #[test]
     fn the_longest_gap_counts_from_the_fault_on() {
-        let watch = Watch::new(3);
+        let watch = Watch::new(3, false, Duration::from_secs(2));
         for partition in 0..3 {
-            watch.note(start(partition, 1_000_000));
+            watch.note(start(partition, 1_000_000, false));
         }
         watch.begin(5_000_000);
-        watch.note(start(0, 5_100_000));
-        watch.note(start(0, 5_400_000));
-        watch.note(start(1, 7_000_000));
+        watch.note(start(0, 5_100_000, true));
+        watch.note(start(0, 5_400_000, false));
+        watch.note(start(1, 7_000_000, false));
         let pauses = watch.pauses(8_000_000);
         assert_eq!(pauses, Pauses { median: 2_600, max: 3_000 });
-        assert_eq!(watch.stuck(8_000_000), [0, 2].into());
-        (0..3).for_each(|partition| watch.note(start(partition, 8_000_000)));
+        assert_eq!(watch.stuck(8_000_000), [0, 2].map(Stream::Partition).into());
+        (0..3).for_each(|partition| watch.note(start(partition, 8_000_000, false)));
         assert!(watch.progresses(8_000_000));
         assert_eq!(watch.counts().executions, 9);
+    }
+
+    #[test]
+    fn the_inbox_is_watched_beside_the_partitions() {
+        let watch = Watch::new(1, true, Duration::from_secs(2));
+        watch.note(start(0, 1_000_000, true));
+        watch.note(start(0, 4_000_000, false));
+        assert_eq!(watch.stuck(4_000_000), [Stream::Inbox].into());
+        watch.note(start(0, 4_100_000, true));
+        assert!(watch.progresses(4_200_000));
     }
 }

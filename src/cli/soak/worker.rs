@@ -1,4 +1,4 @@
-//! `keylane soak-worker`: the workers of a soak.
+//! `keylane soak-worker`: the workers and routers of a soak.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::payload::Payload;
 use super::truth::{Truth, TruthError};
 use crate::cli::Broker;
-use crate::{Attempt, Failure, WorkerId, WorkerOptions, WorkerSummary, handler_fn};
+use crate::{Attempt, Failure, RouterOptions, WorkerId, WorkerOptions, WorkerSummary, handler_fn};
 
 /// A worker that keeps the ground truth (used by `keylane soak`)
 ///
@@ -26,6 +28,12 @@ pub(in crate::cli) struct SoakWorker {
     /// How long each task takes; up to 6 ms if it is not given
     #[arg(long)]
     task_ms: Option<u64>,
+    /// After how long a freeze the lock of another process may be taken over
+    #[arg(long, default_value_t = 10_000)]
+    excused_ms: u64,
+    /// Route from the inbox, instead of executing
+    #[arg(long)]
+    route: bool,
 }
 
 /// What a worker tells, one line of JSON each.
@@ -37,6 +45,8 @@ pub(super) enum Said {
         /// Microseconds since 1970: all processes are on this machine.
         at_us: u64,
         partition: u32,
+        /// It came through the inbox.
+        inbox: bool,
         redelivered: bool,
         /// It was executed before.
         repeat: bool,
@@ -62,10 +72,6 @@ pub(super) fn now_us() -> u64 {
 impl SoakWorker {
     pub(in crate::cli) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
         let connect = broker.connect()?;
-        let truth = Arc::new(Truth::new(&self.directory));
-        let options = WorkerOptions { id: self.id, ..WorkerOptions::default() };
-        let task_ms = self.task_ms;
-        let handler = handler_fn(move |attempt| execute(Arc::clone(&truth), attempt, task_ms));
         let shutdown = CancellationToken::new();
         std::thread::spawn({
             let shutdown = shutdown.clone();
@@ -75,7 +81,17 @@ impl SoakWorker {
                 shutdown.cancel();
             }
         });
-        let summary = crate::work(&connect, options, handler, shutdown).await?;
+        let summary = if self.route {
+            let options = RouterOptions { id: self.id, ..RouterOptions::default() };
+            crate::route(&connect, options, shutdown).await?
+        } else {
+            let excused_after = Duration::from_millis(self.excused_ms);
+            let truth = Arc::new(Truth::new(&self.directory, excused_after));
+            let options = WorkerOptions { id: self.id, ..WorkerOptions::default() };
+            let task_ms = self.task_ms;
+            let handler = handler_fn(move |attempt| execute(Arc::clone(&truth), attempt, task_ms));
+            crate::work(&connect, options, handler, shutdown).await?
+        };
         let WorkerSummary { redelivered, suppressed, aborted, reconnects, dead_lettered, .. } =
             summary;
         Said::End { redelivered, suppressed, aborted, reconnects, dead_lettered }.tell()?;
@@ -84,16 +100,19 @@ impl SoakWorker {
 }
 
 async fn execute(truth: Arc<Truth>, attempt: Attempt, task_ms: Option<u64>) -> Result<(), Failure> {
-    let text = std::str::from_utf8(&attempt.task.payload);
-    let Some(sequence) = text.ok().and_then(|text| text.parse().ok()) else {
-        return Err(Failure::dead("no payload of a soak"));
+    let (sequence, inbox) = match Payload::read(&attempt.task.payload) {
+        Some(Payload::Number { sequence, inbox }) => (sequence, inbox),
+        Some(Payload::Poison(_)) => return die().await,
+        None => return Err(Failure::dead("no payload of a soak")),
     };
     // A violation is a failure too: the task is tried again, and not lost.
     let failed = |error: TruthError| Failure::failed(error.to_string());
-    let begun = truth.begin(attempt.task.resource.as_str(), sequence).map_err(failed)?;
+    let resource = attempt.task.resource.as_str();
+    let begun = truth.begin(resource, sequence, now_us()).map_err(failed)?;
     let said = Said::Start {
         at_us: now_us(),
         partition: attempt.partition.number(),
+        inbox,
         redelivered: attempt.redelivered,
         repeat: begun.is_repeat(),
     };
@@ -101,4 +120,11 @@ async fn execute(truth: Arc<Truth>, attempt: Attempt, task_ms: Option<u64>) -> R
     // Tasks differ.
     tokio::time::sleep(Duration::from_millis(task_ms.unwrap_or(sequence % 7))).await;
     begun.end().map_err(|error| failed(error.into()))
+}
+
+/// Ends the process as a crash of the handler's own code does: nothing is closed,
+/// nobody is told.
+async fn die() -> Result<(), Failure> {
+    let killed = kill_process(getpid(), Signal::KILL);
+    Err(Failure::failed(format!("this process should not live any more: {killed:?}")))
 }
