@@ -105,6 +105,7 @@ pub struct Broker {
     container: String,
     port: u16,
     tls_port: u16,
+    management_port: u16,
     version: Version,
     /// Held for its drop.
     _reaper: Reaper,
@@ -138,7 +139,8 @@ impl Broker {
         image::ensure(version, |line| eprintln!("keylane: {line}")).await?;
         let mut attempt = 1;
         loop {
-            match Self::start_on(free_port()?, free_port()?, version).await {
+            let ports = [free_port()?, free_port()?, free_port()?];
+            match Self::start_on(ports, version).await {
                 Err(error) if attempt < PORT_ATTEMPTS && port_was_taken(&error) => attempt += 1,
                 outcome => return outcome,
             }
@@ -161,17 +163,19 @@ impl Broker {
         SHARED.get_or_try_init(Self::start).await
     }
 
-    async fn start_on(port: u16, tls_port: u16, version: Version) -> Result<Self, BrokerError> {
+    async fn start_on(ports: [u16; 3], version: Version) -> Result<Self, BrokerError> {
+        let [port, tls_port, management_port] = ports;
         let container = unique_name("keylane-test");
         let reaper = docker::reaper(&container)?;
         // The ports are chosen here, not by Docker, which would choose others at
         // each restart.
-        let bindings = [("5672/tcp", port), ("5671/tcp", tls_port)].map(|(inside, outside)| {
+        let bindings = ["5672/tcp", "5671/tcp", "15672/tcp"].into_iter().zip(ports);
+        let bindings = bindings.map(|(inside, outside)| {
             let host_ip = Some("127.0.0.1".to_owned());
             let outside = PortBinding { host_ip, host_port: Some(outside.to_string()) };
             (inside.to_owned(), Some(vec![outside]))
         });
-        let bindings = HashMap::from(bindings);
+        let bindings: HashMap<_, _> = bindings.collect();
         let image = GenericImage::new("rabbitmq", &version.tag())
             .with_wait_for(WaitFor::message_on_stdout(docker::READY_LINE))
             .with_container_name(&container)
@@ -185,7 +189,7 @@ impl Broker {
             let (container, image) = (container.clone(), format!("rabbitmq:{}", version.tag()));
             BrokerError::Container { container, image, source: error.into() }
         })?;
-        let broker = Self { container, port, tls_port, version, _reaper: reaper };
+        let broker = Self { container, port, tls_port, management_port, version, _reaper: reaper };
         // Its drop needs the runtime of this test; a shared broker outlives that.
         // The reaper removes the container instead.
         std::mem::forget(started);
@@ -204,6 +208,12 @@ impl Broker {
     #[must_use]
     pub fn tls_port(&self) -> u16 {
         self.tls_port
+    }
+
+    /// The URL of its management interface, for the same user. It stays the same over restarts.
+    #[must_use]
+    pub fn management_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.management_port)
     }
 
     /// Which RabbitMQ it is.

@@ -156,7 +156,8 @@ async fn declare_queues(
     declare_journal(connection, namespace, retention).await?;
     steering::declare(connection, namespace).await?;
     let mut declaring = JoinSet::new();
-    for chunk in (0..topology.partitions.get()).collect::<Vec<_>>().chunks(CHUNK) {
+    let numbers: Vec<_> = (0..topology.partitions.get()).collect();
+    for chunk in numbers.chunks(numbers.len().div_ceil(CHUNKS).max(CHUNK)) {
         let channel = confirm_channel(connection).await?;
         let (namespace, topology) = (namespace.clone(), *topology);
         let chunk: Vec<_> = chunk.iter().map(|n| (*n, others.patience(*n))).collect();
@@ -183,6 +184,9 @@ async fn declare_queues(
 /// Partitions that are declared one after another; the chunks run side by side,
 /// since the broker spends most of the time waiting for its disk.
 const CHUNK: usize = 8;
+
+/// Chunks that run side by side: each has a channel, of which a connection has 2,047.
+const CHUNKS: usize = 128;
 
 async fn declare_partition(
     channel: &Channel,

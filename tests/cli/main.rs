@@ -20,5 +20,6 @@ mod handlers;
 mod journal;
 mod security;
 mod steering;
+mod strays;
 mod tls;
 mod user;

@@ -1,0 +1,72 @@
+//! What `keylane status` says of tasks that are delivered to nobody.
+
+use futures_lite::StreamExt;
+use keylane::testing::Broker;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+
+use super::user::User;
+
+const HELD: u16 = 5;
+
+/// A stranger takes five tasks and stops consuming, as a dead consumer of a cluster does: the worker
+/// goes on with the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_belong_to_nobody_are_named_with_their_number() {
+    let broker = Broker::shared().await.unwrap();
+    let user = User::on(broker);
+    user.succeeds(&["init", "--partitions", "1"]);
+    let lines: String = (0..20).map(|n| format!("{{\"r\":{n}}}\n")).collect();
+    let input = user.file("tasks.ndjson", lines);
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+
+    let connection = Connection::connect(&user.url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.basic_qos(HELD, BasicQosOptions::default()).await.unwrap();
+    let queue = format!("{}.g1.p0", user.namespace);
+    let options = BasicConsumeOptions::default();
+    let consuming = channel.basic_consume(
+        queue.as_str().into(),
+        "stranger".into(),
+        options,
+        FieldTable::default(),
+    );
+    let mut consumer = consuming.await.unwrap();
+    for _ in 0..HELD {
+        consumer.next().await.unwrap().unwrap();
+    }
+    channel.basic_cancel("stranger".into(), BasicCancelOptions::default()).await.unwrap();
+
+    let worker = user.starts(&["work", "--exec", "cat >>done.log"]);
+    user.waits_for("the others", || {
+        let status = user.status();
+        let partition = &status["partitions"][0];
+        partition["ready"] == 0 && partition["unsettled"] == 0
+    });
+    let seen = user.succeeds(&["status"]);
+    assert!(seen.out.contains("belong to nobody: 0 (some of its tasks"), "{seen:?}");
+    assert!(!seen.out.contains("stand still"), "{seen:?}");
+    let management = broker.management_url();
+    user.waits_for("the broker's count", || {
+        let seen = user.succeeds(&["status", "--management-url", &management]);
+        seen.out.contains("belong to nobody: 0 (5 of its tasks")
+    });
+    let json = user.succeeds(&["status", "--json", "--management-url", &management]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["partitions"][0]["stray"], serde_json::json!({"consumers": 1, "tasks": 5}));
+
+    let nowhere = ["status", "--management-url", "http://127.0.0.1:9"];
+    user.fails(1, &nowhere, &["management interface at 127.0.0.1"]);
+    let stranger = management.replace("http://", "http://nobody:wrong@");
+    let refused = ["status", "--management-url", &stranger];
+    let refused = user.fails(1, &refused, &["refuses user", "nobody", "monitoring"]);
+    assert!(!refused.err.contains("wrong"), "{refused:?}");
+
+    connection.close(200, "gone".into()).await.unwrap();
+    user.waits_for("all tasks", || user.status()["partitions"][0]["stray"].is_null());
+    user.waits_for_quiet();
+    assert!(!user.succeeds(&["status"]).out.contains("belong to nobody"));
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+}
