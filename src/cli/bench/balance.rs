@@ -97,10 +97,11 @@ pub(super) async fn run(
     let began = now_us();
     let published = publish(connect, progress).await?;
     let ended = now_us();
+    let topology = crate::topology(connect).await?;
     let busy = {
         let told = told.all();
         let recent = told.iter().filter(|(_, e)| e.start_us >= began && e.start_us < ended);
-        busy(&recent.collect::<Vec<_>>(), ended, &before, &crate::topology(connect).await?)
+        busy(&recent.collect::<Vec<_>>(), ended, &before, &topology)
     };
     super::drained(connect).await?;
     fleet.iter().try_for_each(Process::terminate)?;
