@@ -91,6 +91,7 @@ pub(super) fn print(report: &Report) {
     if let Some(s) = &report.scale {
         out!("scale, {} workers on {} partitions", s.workers, grouped(s.partitions as u64));
         out!("  owned as planned       {:>6.1} s", s.owned_s);
+        out!("  standbys in line       {:>6.1} s", s.stood_by_s);
         if let (Some(consumers), Some(before), Some(after)) =
             (s.consumers, s.broker_mb, s.broker_owned_mb)
         {

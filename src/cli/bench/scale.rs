@@ -16,6 +16,8 @@ use crate::provision::docker::docker;
 use crate::{Connect, Weight, WorkerId};
 
 const SHAPE: Shape = Shape { slots: 4, task_ms: 1, tell: true };
+/// Standbys that have not come by then are not going to.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The largest fleet that plans are made for.
 const MEMBERS: usize = 1_000;
 const PLANNED: usize = 16_384;
@@ -26,6 +28,8 @@ pub(super) struct Scale {
     pub(super) partitions: usize,
     /// From the start of the first process.
     pub(super) owned_s: f64,
+    /// … until the standbys stand in every line, too.
+    pub(super) stood_by_s: f64,
     /// Of partitions, on the broker; unknown for one that is not our own.
     pub(super) consumers: Option<u64>,
     /// Of the broker, with the queues and without workers.
@@ -71,8 +75,8 @@ pub(super) async fn run(
     as_planned(connect, workers).await?;
     let owned_s = began.elapsed().as_secs_f64();
     progress.set_message("scale, all is owned");
-    // What was opened and closed on the way is cleared away.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    stood_by(connect, workers).await?;
+    let stood_by_s = began.elapsed().as_secs_f64();
     let broker_owned_mb = memory_mb(container).await?;
     let consumers = consumers(connect, container).await?;
 
@@ -96,6 +100,7 @@ pub(super) async fn run(
         workers,
         partitions: partitions.len(),
         owned_s,
+        stood_by_s,
         consumers,
         broker_mb,
         broker_owned_mb,
@@ -105,6 +110,20 @@ pub(super) async fn run(
         plan_ms,
     };
     Ok((scale, told.violations()))
+}
+
+/// Waits until an owner and all its standbys stand in every line.
+async fn stood_by(connect: &Connect, workers: usize) -> anyhow::Result<()> {
+    let wanted = workers.min(1 + Plan::STANDBYS);
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        let status = crate::status(connect).await?;
+        if status.partitions.iter().all(|p| p.line.len() >= wanted) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bail!("not every line has its standbys")
 }
 
 /// What the broker's Erlang has allocated.
