@@ -218,6 +218,12 @@ impl RunningBroker {
         &self.description
     }
 
+    /// The container that it runs in, if it does.
+    #[cfg(feature = "cli")]
+    pub(crate) fn container(&self) -> Option<&str> {
+        self.description.strip_prefix("container ")?.split(' ').next()
+    }
+
     /// Removes it and its data, and tells whether that worked.
     ///
     /// # Errors

@@ -287,17 +287,16 @@ impl<E> Session<E> {
     /// Drains all queues, once it is asked for.
     async fn drain(&self) {
         self.drain.cancelled().await;
-        self.say_goodbye_to_planner().await;
         // One that holds nothing just now may be the owner as well.
         let owners = self.held.iter().zip(&self.drains).filter(|(held, _)| held.served());
-        let mut nobody = true;
+        let mut head_start = Duration::ZERO;
         for (_, drain) in owners {
             drain.cancel();
-            nobody = false;
+            head_start = HEAD_START;
         }
-        if !nobody {
-            tokio::time::sleep(HEAD_START).await;
-        }
+        // The partitions do not wait for the planner to be told, which takes four answers of the
+        // broker; the session ends no sooner than that, since the standbys are still there.
+        tokio::join!(self.say_goodbye_to_planner(), tokio::time::sleep(head_start));
         self.drains.iter().for_each(CancellationToken::cancel);
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::fleet::{Process, Shape, Told};
+use super::fleet::{Process, Shape, Told, as_planned};
 use super::ledger::Note;
 use super::worker::{Execution, now_us};
 use super::{median, resource_name};
@@ -52,7 +52,7 @@ pub(super) struct Failover {
     /// With every prefetch window full.
     pub(super) stop_prefetched: f64,
     /// From the start of the process, until it executes tasks of every
-    /// partition that it wins; with every prefetch window full.
+    /// partition that it is planned to own; with every prefetch window full.
     pub(super) join: f64,
     /// How long each task takes.
     pub(super) task_ms: u64,
@@ -202,19 +202,19 @@ async fn fill_window(connect: &Connect, owned: &BTreeSet<u32>, told: &Told) -> a
 }
 
 /// Publishes to all resources in turn.
-struct Load {
+pub(super) struct Load {
     producer: Producer,
     resources: Vec<u32>,
     published: u64,
 }
 
 impl Load {
-    async fn open(connect: &Connect, resources: Vec<u32>) -> anyhow::Result<Self> {
+    pub(super) async fn open(connect: &Connect, resources: Vec<u32>) -> anyhow::Result<Self> {
         let producer = Producer::open(connect, ProducerOptions::default()).await?;
         Ok(Self { producer, resources, published: 0 })
     }
 
-    async fn publish(&mut self, count: u64) -> anyhow::Result<()> {
+    pub(super) async fn publish(&mut self, count: u64) -> anyhow::Result<()> {
         let all = self.resources.len() as u64;
         let resources = &self.resources;
         let tasks = (self.published..self.published + count).map(|number| {
@@ -247,7 +247,7 @@ impl Load {
         self.publish(u64::from(BACKLOG) * self.resources.len() as u64).await
     }
 
-    async fn close(self) {
+    pub(super) async fn close(self) {
         self.producer.close().await;
     }
 }
@@ -257,7 +257,12 @@ const PACE: Duration = Duration::from_millis(25);
 
 /// So many resources of each of these partitions, one of each in turn: none waits for tasks
 /// longer than another. Their numbers are at least `first`.
-fn spread(topology: &Topology, partitions: &[PartitionId], lanes: usize, first: u32) -> Vec<u32> {
+pub(super) fn spread(
+    topology: &Topology,
+    partitions: &[PartitionId],
+    lanes: usize,
+    first: u32,
+) -> Vec<u32> {
     let mut found: BTreeMap<PartitionId, Vec<u32>> =
         partitions.iter().map(|partition| (*partition, Vec::new())).collect();
     let mut missing = lanes * found.len();
@@ -276,31 +281,29 @@ fn spread(topology: &Topology, partitions: &[PartitionId], lanes: usize, first: 
     (0..lanes).flat_map(|lane| found.values().map(move |found| found[lane])).collect()
 }
 
-/// Waits until so many workers answer, and every partition is consumed; with `busy`,
+/// Waits until so many workers answer, and every partition is owned as planned; with `busy`,
 /// until somebody holds tasks of every one.
-async fn settle(connect: &Connect, workers: u32, busy: bool) -> anyhow::Result<()> {
+async fn settle(connect: &Connect, workers: usize, busy: bool) -> anyhow::Result<()> {
+    as_planned(connect, workers).await?;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let status = crate::status(connect).await?;
-        let settled = status.workers.len() as u32 == workers
-            && status.partitions.iter().all(|p| p.consumed)
-            && (!busy || status.partitions.iter().all(|p| p.owner.is_some() && p.unsettled > 0));
-        if settled {
+        let partitions = crate::status(connect).await?.partitions;
+        let idle = partitions.iter().filter(|p| p.unsettled == 0).count();
+        if !busy || idle == 0 {
             sleep(CALM).await;
             return Ok(());
         }
         if Instant::now() > deadline {
-            let idle = status.partitions.iter().filter(|p| p.unsettled == 0).count();
-            bail!(
-                "the fleet did not settle: {} workers, {idle} idle partitions",
-                status.workers.len()
-            );
+            bail!("the fleet did not settle: {idle} idle partitions");
         }
         sleep(Duration::from_millis(500)).await;
     }
 }
 
-async fn owned_by(connect: &Connect, worker: &WorkerId) -> anyhow::Result<BTreeSet<u32>> {
+pub(super) async fn owned_by(
+    connect: &Connect,
+    worker: &WorkerId,
+) -> anyhow::Result<BTreeSet<u32>> {
     let status = crate::status(connect).await?;
     let owned = status.partitions.iter().filter(|p| p.owner.as_ref() == Some(worker));
     Ok(owned.map(|p| p.partition.number()).collect())
@@ -325,7 +328,7 @@ async fn planned_for(connect: &Connect, worker: &WorkerId) -> anyhow::Result<BTr
 
 /// Milliseconds from `at_us` until somebody of whom `who` holds has started a
 /// task of each of these partitions.
-async fn moved(
+pub(super) async fn moved(
     told: &Told,
     partitions: &BTreeSet<u32>,
     at_us: u64,

@@ -1,16 +1,48 @@
 //! Worker processes, and what they say they executed.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
 
 use super::this_program;
 use super::worker::Execution;
 use crate::cli::hand_over;
 use crate::{Connect, WorkerId};
+
+/// A fleet that has not settled by then is not going to.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until so many workers answer, each is planned something, and every partition is owned
+/// as planned.
+pub(super) async fn as_planned(connect: &Connect, workers: usize) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = crate::status(connect).await?;
+        let answering: BTreeSet<_> = status.workers.iter().map(|report| &report.worker).collect();
+        let planned: BTreeSet<_> =
+            status.partitions.iter().filter_map(|p| p.planned.as_ref()).collect();
+        let unlike = status.partitions.iter().filter(|p| p.owner != p.planned || !p.consumed);
+        let unlike = unlike.count();
+        if answering.len() == workers && planned == answering && unlike == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the fleet did not settle: {} workers, {} in the plan, {unlike} partitions that \
+                 are not owned as planned",
+                answering.len(),
+                planned.len()
+            );
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
 
 /// How the workers of a measurement work.
 #[derive(Debug, Clone, Copy)]

@@ -1,10 +1,13 @@
 //! `keylane bench`
 
+mod balance;
 mod failover;
 mod fleet;
 mod latency;
 mod ledger;
 mod memory;
+mod print;
+mod scale;
 mod throughput;
 mod worker;
 
@@ -20,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::worker::BenchWorker;
 use super::Broker;
-use super::progress::{bar, grouped};
+use super::progress::bar;
 use super::signals::until_signalled;
+use crate::provision::RunningBroker;
 use crate::rabbit::purge::purge;
 use crate::{
     Connect, Error, Handler, Namespace, PartitionCount, Resource, WorkerOptions, WorkerSummary,
@@ -32,7 +36,7 @@ use crate::{
 ///
 /// Throughput and latency alternate with the raw loops in one run, so that the
 /// ratios hold on a noisy machine too. Every part has a namespace of its own, of
-/// 64 partitions, and leaves nothing of it. Use a release build.
+/// 64 partitions (but for scale), and leaves nothing of it. Use a release build.
 #[derive(Debug, clap::Args)]
 pub(super) struct Bench {
     /// What to measure [default: everything]
@@ -47,6 +51,12 @@ pub(super) struct Bench {
     /// Tasks of the memory measurement
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10_000..))]
     memory_tasks: u64,
+    /// Workers of the scale measurement
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(2..))]
+    workers: u16,
+    /// Partitions of the scale measurement
+    #[arg(long, default_value = "1024")]
+    partitions: PartitionCount,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -62,6 +72,10 @@ enum Part {
     Failover,
     /// Peak memory of a publisher and a worker over a million tasks
     Memory,
+    /// Partitions of each worker, and their busy time under an uneven load of two minutes
+    Balance,
+    /// Many workers on many partitions: until all are owned, and what the broker has then
+    Scale,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -74,6 +88,10 @@ struct Report {
     failover_ms: Option<failover::Failover>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_mb: Option<memory::Memory>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance: Option<balance::Balance>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<scale::Scale>,
     violations: u64,
 }
 
@@ -84,9 +102,10 @@ impl Bench {
                 "keylane: this is a debug build, its figures mean little: cargo run --release"
             );
         }
-        let (connect, _running) = broker.ensure("bench").await?;
+        let (connect, running) = broker.ensure("bench").await?;
+        let container = running.as_ref().and_then(RunningBroker::container);
         until_signalled("cleaning up", |shutdown| async move {
-            let space = Space { connect: &connect, shutdown };
+            let space = Space { connect: &connect, container, shutdown };
             self.measure(&space).await
         })
         .await
@@ -121,11 +140,25 @@ impl Bench {
             report.memory_mb = Some(memory);
             report.violations += violations;
         }
+        if wanted(Part::Balance) {
+            let (balance, violations) =
+                space.with(async |connect| balance::run(connect, &progress).await).await?;
+            report.balance = Some(balance);
+            report.violations += violations;
+        }
+        if wanted(Part::Scale) {
+            let measure = async |connect: &Connect| {
+                scale::run(self.workers.into(), connect, space.container, &progress).await
+            };
+            let (scale, violations) = space.with_partitions(self.partitions, measure).await?;
+            report.scale = Some(scale);
+            report.violations += violations;
+        }
         progress.finish_and_clear();
         if self.json {
             out!("{}", serde_json::to_string(&report)?);
         } else {
-            print(&report);
+            print::print(&report);
         }
         Ok(if report.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -134,6 +167,8 @@ impl Bench {
 /// Where the parts are measured.
 struct Space<'a> {
     connect: &'a Connect,
+    /// That of the broker, if it is ours.
+    container: Option<&'a str>,
     shutdown: CancellationToken,
 }
 
@@ -143,10 +178,18 @@ impl Space<'_> {
         &self,
         measure: impl AsyncFnOnce(&Connect) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        self.with_partitions(PartitionCount::DEFAULT, measure).await
+    }
+
+    async fn with_partitions<T>(
+        &self,
+        partitions: PartitionCount,
+        measure: impl AsyncFnOnce(&Connect) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let random = &uuid::Uuid::new_v4().simple().to_string()[..8];
         let namespace = Namespace::new(format!("{}-{random}", self.connect.namespace()))?;
         let connect = self.connect.clone().with_namespace(namespace);
-        let topology = crate::init(&connect, PartitionCount::DEFAULT).await?;
+        let topology = crate::init(&connect, partitions).await?;
         let measured = async {
             let measured = measure(&connect).await?;
             let dead = crate::status(&connect).await?.dead;
@@ -160,65 +203,6 @@ impl Space<'_> {
         purge(&connect, &topology).await?;
         result
     }
-}
-
-fn print(report: &Report) {
-    if let Some(t) = &report.throughput {
-        out!("throughput, {} rounds of {} tasks, medians", t.rounds, grouped(t.tasks));
-        out!("  keylane                {:>9.0} tasks/s", t.keylane);
-        out!(
-            "  without its journal    {:>9.0} tasks/s   with it is {:.2} of it",
-            t.no_journal,
-            t.ratio_journal
-        );
-        out!(
-            "  with metrics read      {:>9.0} tasks/s   it is {:.2} of keylane",
-            t.metrics,
-            t.ratio_metrics
-        );
-        out!(
-            "  raw, an ack each       {:>9.0} tasks/s   keylane is {:.2} of it",
-            t.raw_single,
-            t.ratio_single
-        );
-        out!(
-            "  raw, coalesced acks    {:>9.0} tasks/s   keylane is {:.2} of it",
-            t.raw_coalesced,
-            t.ratio_coalesced
-        );
-    }
-    if let Some(l) = &report.latency_ms {
-        out!("latency at 200 tasks/s, publish call to handler start");
-        out!(
-            "  keylane                p50 {:>6.2} ms   p99 {:>6.2} ms",
-            l.keylane.p50,
-            l.keylane.p99
-        );
-        out!("  raw                    p50 {:>6.2} ms   p99 {:>6.2} ms", l.raw.p50, l.raw.p99);
-    }
-    if let Some(f) = &report.failover_ms {
-        let line = |who: &str, ms: f64, load: &str| out!("  {who:<22} {ms:>6.0} ms   ({load})");
-        out!(
-            "failover of one of three workers, tasks of {} ms, until its last partition executes \
-             elsewhere",
-            f.task_ms
-        );
-        line("killed", f.kill, "steady load");
-        line("killed", f.kill_prefetched, "all windows full");
-        line("stopped", f.stop, "steady load, the window of one of its partitions full");
-        line("stopped", f.stop_prefetched, "all windows full");
-        line("joined", f.join, "all windows full");
-    }
-    if let Some(m) = &report.memory_mb {
-        out!("memory over {} tasks, peak (growth after the first tenth)", grouped(m.tasks));
-        out!(
-            "  publisher              {:>6.1} MB   ({:+.1} MB)",
-            m.publisher_peak,
-            m.publisher_growth
-        );
-        out!("  worker                 {:>6.1} MB   ({:+.1} MB)", m.worker_peak, m.worker_growth);
-    }
-    out!("violations               {:>6}", report.violations);
 }
 
 /// Starts a worker in this process and waits until it consumes everything.
