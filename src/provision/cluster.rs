@@ -216,6 +216,12 @@ impl Cluster {
         ports.map(amqp_url).collect::<Vec<_>>().join(",")
     }
 
+    /// Where a node's AMQP is on 127.0.0.1. It stays the same whatever happens.
+    #[must_use]
+    pub fn port(&self, node: Node) -> u16 {
+        self.ports[node.index()]
+    }
+
     /// The name of a node's container, for Docker commands that this type lacks.
     #[must_use]
     pub fn container(&self, node: Node) -> String {

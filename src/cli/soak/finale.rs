@@ -59,13 +59,13 @@ impl Finale {
 /// Ends everybody, under load.
 pub(super) async fn end_all(scene: &mut Scene<'_>, end: End) -> anyhow::Result<()> {
     scene.say("ending all workers");
-    let mut kills = scene.chance.below(2);
+    let mut kills = scene.chance.below(2) as u32;
     let drains = |_: &str| match end {
         End::Drain => true,
         End::Kill => false,
         End::Both => {
             kills += 1;
-            kills % 2 == 0
+            kills.is_multiple_of(2)
         }
     };
     scene.fleet.end(drains).await

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::frozen::{note_freeze, note_thaw};
+use super::excuses::{Excuse, Span};
 use super::supervisor::{self, Restart, TEND};
 use super::watch::Watch;
 use super::worker::now_us;
@@ -72,6 +72,8 @@ pub(super) struct State {
     /// Names that were given to workers and routers.
     named: [u32; 2],
     starts: usize,
+    /// Those that were ever frozen, and their process numbers.
+    frozen: Vec<(String, u32)>,
     /// How often a task killed its worker.
     pub(super) crashes: u64,
     /// What ended otherwise than it should.
@@ -186,6 +188,12 @@ impl Fleet {
         self.shared.start(role, name)
     }
 
+    /// Notes for the workers that an excuse lasts from now on, or no longer.
+    pub(super) fn note(&self, excuse: Excuse, lasts: bool) -> std::io::Result<()> {
+        let directory = &self.shared.launch.directory;
+        if lasts { excuse.begins(directory, now_us()) } else { excuse.ends(directory, now_us()) }
+    }
+
     /// Those that neither end nor are frozen.
     pub(super) fn awake(&self, role: Role) -> Vec<String> {
         let state = self.shared.state();
@@ -208,8 +216,11 @@ impl Fleet {
         let raw = i32::try_from(member.pid).ok().and_then(Pid::from_raw);
         let pid = raw.context("a process number")?;
         member.thaw = Some(Reaper::new(THAW, &[&member.pid.to_string()])?);
-        note_freeze(&self.shared.launch.directory, member.pid, now_us())?;
-        kill_process(pid, Signal::STOP).with_context(|| format!("cannot freeze {name}"))
+        self.note(Excuse::Frozen(member.pid), true)?;
+        kill_process(pid, Signal::STOP).with_context(|| format!("cannot freeze {name}"))?;
+        let frozen = (member.name.clone(), member.pid);
+        state.frozen.push(frozen);
+        Ok(())
     }
 
     /// Lets a process go on. One that is gone, or was not frozen, is none of its business.
@@ -220,7 +231,7 @@ impl Fleet {
         };
         if let Some(mut thaw) = member.thaw.take() {
             thaw.reap().with_context(|| format!("cannot let {name} go on"))?;
-            note_thaw(&self.shared.launch.directory, member.pid, now_us())?;
+            self.note(Excuse::Frozen(member.pid), false)?;
         }
         Ok(())
     }
@@ -230,7 +241,7 @@ impl Fleet {
         let Member { name, mut child, thaw, pid, .. } = state.take(name)?;
         child.start_kill().with_context(|| format!("cannot kill {name}"))?;
         if thaw.is_some() {
-            note_thaw(&self.shared.launch.directory, pid, now_us())?;
+            self.note(Excuse::Frozen(pid), false)?;
         }
         state.leaving.push(Leaving { name, child, deadline: None });
         Ok(())
@@ -282,6 +293,16 @@ impl Fleet {
     /// How soon one that ends by itself is started again, from now on.
     pub(super) fn restart_after(&self, time: Duration) {
         self.shared.state().restart_after = time;
+    }
+
+    /// When workers were frozen, by their names.
+    pub(super) fn freezes(&self) -> std::io::Result<Vec<(String, Vec<Span>)>> {
+        let frozen = self.shared.state().frozen.clone();
+        let spans = |(name, pid)| {
+            let spans = Excuse::Frozen(pid).spans(&self.shared.launch.directory)?;
+            Ok((name, spans))
+        };
+        frozen.into_iter().map(spans).collect()
     }
 
     /// How many processes were started.

@@ -1,11 +1,12 @@
 //! `keylane soak`
 
 mod brokers;
+mod excuses;
 mod faults;
 mod finale;
 mod fleet;
-mod frozen;
 mod inbox;
+mod judge;
 mod load;
 mod payload;
 mod report;
@@ -15,6 +16,7 @@ mod schedule;
 mod supervisor;
 mod truth;
 mod watch;
+mod wire;
 mod worker;
 
 use std::process::ExitCode;

@@ -39,6 +39,8 @@ pub(super) struct Report {
     pub(super) violations: Vec<String>,
     /// Locks that were taken over from frozen workers, which is no violation.
     pub(super) taken_over: usize,
+    /// Locks that were waited for while the broker closed connections, which is none either.
+    pub(super) waited: usize,
     pub(super) finale: Finale,
     /// Confirmed and not executed, by resource.
     pub(super) lost: Vec<String>,
@@ -48,6 +50,8 @@ pub(super) struct Report {
     /// What `verify` says of the journal.
     pub(super) journal: AuditReport,
     pub(super) findings: Vec<Finding>,
+    /// Of what it says, overlaps of these two kinds.
+    pub(super) excused: usize,
 }
 
 /// Tasks that kill their workers.

@@ -12,18 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::Soak;
 use super::faults;
-use super::finale::{Finale, end_all, finale};
+use super::finale::{end_all, finale};
 use super::fleet::{Fleet, Launch, Role};
 use super::inbox::publish_to_inbox;
+use super::judge::judge;
 use super::load::{Load, Published, publish, resources};
-use super::payload::Payload;
-use super::report::{FaultReport, Poison, Report};
+use super::report::{FaultReport, Report};
 use super::scene::{LOOK, Scene};
 use super::schedule::{Chance, Fault, Schedule};
 use super::truth::Truth;
 use super::watch::Watch;
+use super::wire::Wire;
 use crate::provision::cluster::{Cluster, Node, Setup};
-use crate::{Connect, DeadLetters, Namespace, PartitionCount};
+use crate::{Connect, Namespace, PartitionCount};
 
 /// What has executed something in this time makes progress; a partition whose resources
 /// have their turn less often may take three turns.
@@ -50,8 +51,12 @@ impl Run<'_> {
         let sizes = self.soak.sizes();
         let heartbeat = Duration::from_secs(self.soak.heartbeat.as_secs().max(1));
         let nodes = self.cluster.nodes();
-        let connects: Vec<Connect> =
-            nodes.iter().map(|&node| self.connect(node, heartbeat)).collect::<Result<_, _>>()?;
+        let wire = match nodes {
+            &[node] => Some(Wire::to(self.cluster.port(node)).await?),
+            _ => None,
+        };
+        let connect = |&node| self.connect(wire.as_ref(), node, heartbeat);
+        let connects: Vec<Connect> = nodes.iter().map(connect).collect::<Result<_, _>>()?;
         let count = PartitionCount::new(sizes.partitions).context("a number of partitions")?;
         let topology = crate::init(&connects[0], count).await?;
         let all = resources(&topology, sizes.resources)?;
@@ -66,10 +71,12 @@ impl Run<'_> {
         };
         let mut scene = Scene {
             cluster: self.cluster,
+            wire,
             waits: self.setup.waits,
             heartbeat,
             connect: connects[0].clone(),
             topology,
+            directory: self.directory.to_owned(),
             truth: Truth::new(self.directory, heartbeat),
             watch: Arc::clone(&watch),
             fleet: Fleet::new(launch, watch),
@@ -125,11 +132,16 @@ impl Run<'_> {
             published.add(producer??);
         }
         let finale = finale(&mut scene, &published, self.soak.finish_within).await?;
-        self.judge(&scene, faults, published, finale).await
+        judge(&scene, (self.seed, self.setup), faults, published, finale).await
     }
 
-    fn connect(&self, first: Node, heartbeat: Duration) -> anyhow::Result<Connect> {
-        let urls = self.cluster.amqp_urls(first);
+    fn connect(
+        &self,
+        wire: Option<&Wire>,
+        first: Node,
+        heartbeat: Duration,
+    ) -> anyhow::Result<Connect> {
+        let urls = wire.map_or_else(|| self.cluster.amqp_urls(first), Wire::amqp_url);
         let seconds = heartbeat.as_secs();
         let urls: Vec<_> =
             urls.split(',').map(|url| format!("{url}?heartbeat={seconds}")).collect();
@@ -160,69 +172,4 @@ impl Run<'_> {
         reports.push(faults::inflict(scene, Fault::Restart.into()).await?);
         Ok(reports)
     }
-
-    async fn judge(
-        &self,
-        scene: &Scene<'_>,
-        faults: Vec<FaultReport>,
-        published: Published,
-        finale: Finale,
-    ) -> anyhow::Result<Report> {
-        let mut lost = Vec::new();
-        for (resource, confirmed) in &published.confirmed {
-            let executed = scene.truth.executed(resource.as_str())?;
-            if executed < *confirmed {
-                lost.push(format!("{resource}: {executed} of {confirmed} executed"));
-            }
-        }
-        scene.say("reading the dead letters");
-        let (poison, dead) = dead_letters(scene).await?;
-        scene.say("verifying the journal");
-        let (journal, findings) = crate::verify(&scene.connect, None, Duration::ZERO).await?;
-        Ok(Report {
-            seed: self.seed,
-            nodes: self.setup.nodes,
-            version: self.setup.version.to_string(),
-            net_ticktime_s: self.setup.waits.net_ticktime.as_secs(),
-            consumer_disconnected_s: self.setup.waits.consumer_disconnected.as_secs(),
-            heartbeat_s: scene.heartbeat.as_secs(),
-            partitions: scene.topology.partitions.get(),
-            faults,
-            tasks: published.total(),
-            republished: published.republished,
-            refused: published.refused,
-            counts: scene.watch.counts(),
-            starts: scene.fleet.starts(),
-            workers: scene.watch.ends(),
-            failures: scene.fleet.failures(),
-            violations: scene.truth.violations()?,
-            taken_over: scene.truth.taken_over()?,
-            finale,
-            lost,
-            poison,
-            dead,
-            journal,
-            findings,
-        })
-    }
-}
-
-/// Poison and other dead letters, which are left where they are.
-async fn dead_letters(scene: &Scene<'_>) -> anyhow::Result<(Poison, Vec<String>)> {
-    let mut letters = DeadLetters::open(&scene.connect).await?;
-    let mut poison = std::collections::BTreeSet::new();
-    let mut others = Vec::new();
-    while let Some(letter) = letters.next().await? {
-        match Payload::read(&letter.payload) {
-            Some(Payload::Poison(number)) => drop(poison.insert(number)),
-            _ => {
-                let resource = letter.resource.as_deref().unwrap_or("no resource");
-                let payload = String::from_utf8_lossy(&letter.payload);
-                others.push(format!("{resource}/{payload}: {}", letter.reason));
-            }
-        }
-    }
-    letters.close().await;
-    let (published, crashes) = (scene.poison, scene.fleet.crashes());
-    Ok((Poison { published, dead: poison.len() as u64, crashes }, others))
 }

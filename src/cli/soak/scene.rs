@@ -1,6 +1,7 @@
 //! What runs while the faults come, and how long it is waited for.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::fleet::Fleet;
 use super::schedule::Chance;
 use super::truth::Truth;
 use super::watch::{Stream, Watch};
+use super::wire::Wire;
 use super::worker::now_us;
 use crate::provision::cluster::{Cluster, Node, Waits};
 use crate::{Connect, Topology};
@@ -28,10 +30,14 @@ pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// What runs while the faults come.
 pub(super) struct Scene<'a> {
     pub(super) cluster: &'a Cluster,
+    /// Between the clients and a single broker.
+    pub(super) wire: Option<Wire>,
     pub(super) waits: Waits,
     pub(super) heartbeat: Duration,
     pub(super) connect: Connect,
     pub(super) topology: Topology,
+    /// For the ground truth and the logs.
+    pub(super) directory: PathBuf,
     pub(super) truth: Truth,
     pub(super) watch: Arc<Watch>,
     pub(super) fleet: Fleet,

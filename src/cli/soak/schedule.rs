@@ -19,7 +19,7 @@ pub(super) enum Fault {
     Kill,
     /// A node is frozen: its connections stay open, and nothing answers
     Pause,
-    /// A node is cut off from its peers and its clients
+    /// A node is cut off from its peers and its clients; a single one silently
     Cut,
     /// A node is cut off from its peers; its clients still reach it
     Split,
@@ -53,7 +53,7 @@ pub(super) enum Fault {
     FreezeReplaceLate,
     /// Workers, and routers if there are any, are frozen, killed, drained and started at random
     Churn,
-    /// All routers are frozen
+    /// One router after another is frozen, each while the one before still is
     FreezeRouters,
     /// Tasks that kill their workers, which are started again after 0.3 s or 1 s
     Poison,

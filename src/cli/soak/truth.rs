@@ -4,9 +4,9 @@
 //! The file holds the number of the task that comes next, and who began the one that
 //! runs, and when. What is read and written under the lock of the operating system
 //! stands in the order in which it happened, survives the worker, and takes the same
-//! room after a year. The lock of a [frozen](super::frozen) process is taken over: a new
-//! file takes the place of the old one, in which the frozen process may write what it
-//! likes.
+//! room after a year. The lock of a process that was [frozen](super::excuses) is taken over:
+//! a new file takes the place of the old one, in which the frozen process may write what
+//! it likes.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::frozen;
+use super::excuses::{BRIEF, Excuse};
 
 /// Where the files are.
 #[derive(Debug, Clone)]
@@ -46,6 +46,10 @@ pub(super) enum Violation {
 pub(super) enum TruthError {
     #[error(transparent)]
     Violation(#[from] Violation),
+    /// Another process is on the resource, whose connection the broker may have closed a
+    /// moment ago: to be tried again, for a moment.
+    #[error("another worker is on the resource, and may not know yet that it is not the owner")]
+    Closing,
     #[error("the ground truth: {0}")]
     Io(#[from] io::Error),
 }
@@ -65,6 +69,9 @@ const VIOLATIONS: &str = "violations";
 /// Locks that were taken over from frozen processes, a line each.
 const TAKEN_OVER: &str = "taken-over";
 
+/// Locks that were waited for while the broker closed connections, a line each.
+const WAITED: &str = "waited";
+
 impl Truth {
     pub(super) fn new(directory: &Path, excused_after: Duration) -> Self {
         Self { directory: directory.to_owned(), excused_after }
@@ -75,23 +82,40 @@ impl Truth {
     }
 
     /// This process starts to execute a task. The resource is locked until the
-    /// value is dropped, or the process is gone. A violation is written down.
+    /// value is dropped, or the process is gone. A violation is written down. `waited`
+    /// says that it was told [`TruthError::Closing`] before, and for how long.
     pub(super) fn begin(
         &self,
         resource: &str,
         sequence: u64,
         now_us: u64,
+        waited: Option<Duration>,
     ) -> Result<Begun, TruthError> {
-        let begun = self.try_begin(resource, sequence, now_us);
-        if let Err(TruthError::Violation(violation)) = &begun {
-            self.add_line(VIOLATIONS, &violation.to_string())?;
+        let begun = self.try_begin(resource, sequence, now_us, waited);
+        match &begun {
+            Ok(_) if waited.is_some() => self.add_line(WAITED, resource)?,
+            Err(TruthError::Violation(violation)) => {
+                self.add_line(VIOLATIONS, &violation.to_string())?;
+            }
+            _ => {}
         }
         begun
     }
 
-    fn try_begin(&self, resource: &str, sequence: u64, now_us: u64) -> Result<Begun, TruthError> {
+    fn try_begin(
+        &self,
+        resource: &str,
+        sequence: u64,
+        now_us: u64,
+        waited: Option<Duration>,
+    ) -> Result<Begun, TruthError> {
         let name = || resource.to_owned();
         let Some((mut file, page)) = self.lock(resource, now_us)? else {
+            let spans = Excuse::Closing.spans(&self.directory)?;
+            let closing = spans.into_iter().any(|span| span.is_about(now_us));
+            if closing && waited.is_none_or(|waited| waited < BRIEF) {
+                return Err(TruthError::Closing);
+            }
             return Err(Violation::Overlap { resource: name(), sequence }.into());
         };
         let next = page.next;
@@ -120,8 +144,9 @@ impl Truth {
                 Err(TryLockError::WouldBlock) => {
                     let page = Page::read(&mut file)?;
                     let Page { pid, began_us, .. } = page;
-                    let least = self.excused_after;
-                    if !frozen::excuses(&self.directory, pid, began_us, now_us, least)? {
+                    let freezes = Excuse::Frozen(pid).spans(&self.directory)?.into_iter();
+                    let mut lasted = freezes.map(|freeze| freeze.within(began_us, now_us));
+                    if !lasted.any(|lasted| lasted >= self.excused_after) {
                         return Ok(None);
                     }
                     self.add_line(TAKEN_OVER, &format!("{resource} from {pid}"))?;
@@ -160,6 +185,11 @@ impl Truth {
     /// How often the lock of a frozen process was taken over.
     pub(super) fn taken_over(&self) -> io::Result<usize> {
         Ok(self.lines(TAKEN_OVER)?.len())
+    }
+
+    /// How often a lock was waited for while the broker closed connections.
+    pub(super) fn waited(&self) -> io::Result<usize> {
+        Ok(self.lines(WAITED)?.len())
     }
 
     fn add_line(&self, name: &str, line: &str) -> io::Result<()> {
@@ -222,19 +252,19 @@ mod tests {
     fn it_tells_overlaps_disorder_and_repeats() {
         let directory = tempfile::tempdir().expect("a directory");
         let truth = Truth::new(directory.path(), HEARTBEAT);
-        let first = truth.begin("a", 0, 1).expect("the first");
+        let first = truth.begin("a", 0, 1, None).expect("the first");
         assert!(!first.is_repeat());
-        let overlap = truth.begin("a", 1, 2);
+        let overlap = truth.begin("a", 1, 2, None);
         assert!(matches!(overlap, Err(TruthError::Violation(Violation::Overlap { .. }))));
-        truth.begin("b", 0, 3).expect("another resource");
+        truth.begin("b", 0, 3, None).expect("another resource");
         first.end().expect("written");
         assert_eq!(truth.executed("a").expect("a number"), 1);
-        let early = truth.begin("a", 2, 4);
+        let early = truth.begin("a", 2, 4, None);
         assert!(matches!(early, Err(TruthError::Violation(Violation::Disorder { next: 1, .. }))));
-        let again = truth.begin("a", 0, 5).expect("a repeat is allowed");
+        let again = truth.begin("a", 0, 5, None).expect("a repeat is allowed");
         assert!(again.is_repeat());
         again.end().expect("nothing to write");
-        drop(truth.begin("a", 1, 6).expect("aborted"));
+        drop(truth.begin("a", 1, 6, None).expect("aborted"));
         assert_eq!(truth.executed("a").expect("a number"), 1, "what was aborted is not executed");
         let told = truth.violations().expect("two lines");
         let wanted = [
@@ -248,16 +278,32 @@ mod tests {
     fn the_lock_of_a_frozen_process_is_taken_over() {
         let directory = tempfile::tempdir().expect("a directory");
         let truth = Truth::new(directory.path(), HEARTBEAT);
-        let frozen = truth.begin("a", 0, 1_000_000).expect("the first");
-        frozen::note_freeze(directory.path(), std::process::id(), 2_000_000).expect("written");
-        assert!(truth.begin("a", 0, 6_900_000).is_err(), "it was not frozen for long enough");
-        let second = truth.begin("a", 0, 7_000_000).expect("taken over");
+        let process = Excuse::Frozen(std::process::id());
+        let frozen = truth.begin("a", 0, 1_000_000, None).expect("the first");
+        process.begins(directory.path(), 2_000_000).expect("written");
+        assert!(truth.begin("a", 0, 6_900_000, None).is_err(), "it was not frozen for long enough");
+        let second = truth.begin("a", 0, 7_000_000, None).expect("taken over");
         assert_eq!(truth.taken_over().expect("lines"), 1);
         frozen.end().expect("written where nobody reads");
         assert_eq!(truth.executed("a").expect("a number"), 0);
-        frozen::note_thaw(directory.path(), std::process::id(), 7_100_000).expect("written");
-        assert!(truth.begin("a", 0, 7_200_000).is_err(), "the second one has it");
+        process.ends(directory.path(), 7_100_000).expect("written");
+        assert!(truth.begin("a", 0, 7_200_000, None).is_err(), "the second one has it");
         second.end().expect("written");
         assert_eq!(truth.executed("a").expect("a number"), 1);
+    }
+
+    #[test]
+    fn whose_connection_was_closed_is_waited_for_only_for_a_moment() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let truth = Truth::new(directory.path(), HEARTBEAT);
+        let first = truth.begin("a", 0, 1_000_000, None).expect("the first");
+        Excuse::Closing.begins(directory.path(), 2_000_000).expect("written");
+        let busy = truth.begin("a", 0, 2_100_000, None);
+        assert!(matches!(busy, Err(TruthError::Closing)));
+        let overlap = truth.begin("a", 0, 4_100_000, Some(BRIEF));
+        assert!(matches!(overlap, Err(TruthError::Violation(Violation::Overlap { .. }))));
+        drop(first);
+        truth.begin("a", 0, 4_200_000, Some(BRIEF)).expect("it is free");
+        assert_eq!(truth.waited().expect("lines"), 1);
     }
 }

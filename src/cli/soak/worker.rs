@@ -8,12 +8,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::payload::Payload;
 use super::truth::{Truth, TruthError};
 use crate::cli::Broker;
 use crate::{Attempt, Failure, RouterOptions, WorkerId, WorkerOptions, WorkerSummary, handler_fn};
+
+/// Before the lock of a resource is tried again that may be free in a moment.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// A worker that keeps the ground truth (used by `keylane soak`)
 ///
@@ -108,7 +112,15 @@ async fn execute(truth: Arc<Truth>, attempt: Attempt, task_ms: Option<u64>) -> R
     // A violation is a failure too: the task is tried again, and not lost.
     let failed = |error: TruthError| Failure::failed(error.to_string());
     let resource = attempt.task.resource.as_str();
-    let begun = truth.begin(resource, sequence, now_us()).map_err(failed)?;
+    let (arrived, mut waited) = (Instant::now(), None);
+    let begun = loop {
+        match truth.begin(resource, sequence, now_us(), waited) {
+            Err(TruthError::Closing) => {}
+            begun => break begun.map_err(failed)?,
+        }
+        tokio::time::sleep(AGAIN).await;
+        waited = Some(arrived.elapsed());
+    };
     let said = Said::Start {
         at_us: now_us(),
         partition: attempt.partition.number(),

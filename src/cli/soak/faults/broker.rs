@@ -56,7 +56,7 @@ pub(super) async fn alarm(
     let node: Node = scene.chance.pick(cluster.nodes());
     let (set, low, usual) = match fault {
         Fault::Memory => ("set_vm_memory_high_watermark", "0.00001", MEMORY_LIMIT),
-        _ => ("set_disk_free_limit", "1000TB", DISK_LIMIT),
+        _ => ("set_disk_free_limit", "1000000000000000", DISK_LIMIT),
     };
     scene.say(&format!("{} {node}", fault.name()));
     cluster.ctl(node, &[set, low]).await?;

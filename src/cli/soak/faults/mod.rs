@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::excuses::Excuse;
 use super::fleet::Role;
 use super::report::FaultReport;
 use super::scene::{CALM, Scene};
@@ -38,7 +39,12 @@ pub(super) async fn inflict(
     scene.watch.begin(began_us);
     scene.say(&planned.fault.name());
     let Planned { fault, time } = planned;
+    let closes = matches!(fault, Fault::Close | Fault::StopApp | Fault::Stop | Fault::Restart);
+    if closes {
+        scene.fleet.note(Excuse::Closing, true)?;
+    }
     let done = match fault {
+        Fault::Cut if scene.wire.is_some() => node::cut_wire(scene, time).await?,
         Fault::Stop
         | Fault::Kill
         | Fault::Pause
@@ -61,6 +67,9 @@ pub(super) async fn inflict(
         Fault::Poison => poison::poison(scene).await?,
         Fault::Any => anyhow::bail!("the schedule resolves `any`"),
     };
+    if closes {
+        scene.fleet.note(Excuse::Closing, false)?;
+    }
     let held_ms = began.elapsed().as_millis() as u64;
     complete(scene)?;
     let what = format!("{} {}", fault.name(), done.on);

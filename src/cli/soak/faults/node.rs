@@ -19,9 +19,9 @@ const SHORTEST: Duration = Duration::from_secs(15);
 const PAUSES: [Duration; 3] =
     [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(40)];
 
-/// For so long a single broker is cut off: about the two heartbeats after which it
-/// counts its clients as lost.
-const CUT: (Duration, Duration) = (Duration::from_secs(16), Duration::from_secs(25));
+/// For so many tenths of a heartbeat the network of a single broker is cut: it counts
+/// its clients as lost after two heartbeats to three, and they count it after one.
+const CUT_TENTHS: (u32, u32) = (16, 25);
 
 /// A broker that was stopped or killed is away for so long.
 const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
@@ -59,6 +59,21 @@ pub(super) async fn befall(
     let led_journal = queues.get(&journal).and_then(|queue| queue.leader) == Some(node);
     let led = leaders.iter().filter(|leader| **leader == node).count();
     Ok(Done { on: node.to_string(), led: Some((led, led_journal)), survived })
+}
+
+/// Cuts the network between a single broker and its clients, silently.
+pub(super) async fn cut_wire(
+    scene: &mut Scene<'_>,
+    time: Option<Duration>,
+) -> anyhow::Result<Done> {
+    let tenth = scene.heartbeat / 10;
+    let (least, most) = (tenth * CUT_TENTHS.0, tenth * CUT_TENTHS.1);
+    let time = time.unwrap_or_else(|| scene.chance.between(least, most));
+    let Some(wire) = &scene.wire else { anyhow::bail!("there is no wire to a cluster") };
+    wire.cut();
+    sleep(time).await;
+    wire.mend();
+    Ok(Done { on: "all".to_owned(), ..Done::default() })
 }
 
 /// Stops all nodes and starts them again.
@@ -123,7 +138,6 @@ async fn hold(scene: &Scene<'_>, fault: Fault, time: Option<Duration>) -> bool {
 fn away(scene: &mut Scene<'_>, fault: Fault) -> Duration {
     match fault {
         Fault::Pause => scene.chance.pick(&PAUSES),
-        Fault::Cut => scene.chance.between(CUT.0, CUT.1),
         _ => scene.chance.between(AWAY.0, AWAY.1),
     }
 }

@@ -7,14 +7,11 @@ use tokio::time::sleep;
 
 use super::Done;
 use crate::cli::soak::fleet::Role;
-use crate::cli::soak::scene::{LOOK, Scene};
+use crate::cli::soak::scene::Scene;
 use crate::cli::soak::supervisor::TEND;
 
 /// How long a worker is frozen: from less than a heartbeat to more than the broker waits.
 pub(super) const FREEZE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(40));
-
-/// Routers are frozen for longer than the broker waits for them.
-const ROUTERS: Duration = Duration::from_secs(25);
 
 /// Between two restarts of a rolling one, and before the kill of a frozen worker: enough
 /// for a fleet to change hands.
@@ -84,20 +81,31 @@ pub(super) async fn freeze_replace(scene: &mut Scene<'_>, after: Duration) -> an
     Ok(done(first))
 }
 
+/// Freezes one router after another, each while the one before is still frozen, and the
+/// first one again in the end. Each is frozen for longer than the broker waits for it,
+/// and each has become the active one by then.
 pub(super) async fn freeze_routers(
     scene: &mut Scene<'_>,
     time: Option<Duration>,
 ) -> anyhow::Result<Done> {
     let routers = scene.fleet.awake(Role::Router);
-    anyhow::ensure!(!routers.is_empty(), "freeze-routers needs --routers");
-    // One after another: the next has taken over when it is its turn.
-    for name in &routers {
+    anyhow::ensure!(routers.len() > 1, "freeze-routers needs --routers 2 or more");
+    // The broker gives a silent client up after two heartbeats, or three.
+    let time = time.unwrap_or(scene.heartbeat * 4);
+    let overlap = time / 5;
+    let alone = time - overlap * 2;
+    let mut before: Option<&String> = None;
+    for name in routers.iter().chain(routers.first()) {
         scene.fleet.freeze(name)?;
-        sleep(LOOK).await;
+        sleep(overlap).await;
+        if let Some(before) = before.replace(name) {
+            scene.fleet.thaw(before)?;
+        }
+        sleep(alone).await;
     }
-    sleep(time.unwrap_or(ROUTERS)).await;
-    for name in &routers {
-        scene.fleet.thaw(name)?;
+    if let Some(last) = before {
+        sleep(overlap).await;
+        scene.fleet.thaw(last)?;
     }
     Ok(done(routers.join(", ")))
 }
