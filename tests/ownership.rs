@@ -78,23 +78,23 @@ fn options(name: &str) -> WorkerOptions {
     options
 }
 
+/// The planned owner of every partition, if so many workers have some.
+fn plan_of(status: &Status, workers: usize) -> Option<Vec<String>> {
+    let name = |planned: &Option<WorkerId>| planned.as_ref().map(ToString::to_string);
+    let planned: Option<Vec<_>> = status.partitions.iter().map(|p| name(&p.planned)).collect();
+    planned.filter(|planned| planned.iter().collect::<BTreeSet<_>>().len() == workers)
+}
+
 /// The planned owner of every partition, once so many workers have some.
 async fn planned(connect: &Connect, workers: usize) -> Vec<String> {
-    let name = |planned: &Option<WorkerId>| planned.as_ref().map(ToString::to_string);
-    eventually("a plan", async || {
-        let status = status(connect).await.ok()?;
-        let planned: Vec<_> = status.partitions.iter().map(|p| name(&p.planned)).collect();
-        let planned: Vec<_> = planned.into_iter().collect::<Option<_>>()?;
-        (planned.iter().collect::<BTreeSet<_>>().len() == workers).then_some(planned)
-    })
-    .await
+    eventually("a plan", async || plan_of(&status(connect).await.ok()?, workers)).await
 }
 
 /// The owners, once each is the planned one and so many workers have some.
 async fn settled(connect: &Connect, workers: usize) -> Vec<String> {
     eventually("that all are owned as planned", async || {
-        let planned = planned(connect, workers).await;
-        (owners(&status(connect).await.ok()?) == planned).then_some(planned)
+        let status = status(connect).await.ok()?;
+        plan_of(&status, workers).filter(|planned| *planned == owners(&status))
     })
     .await
 }
