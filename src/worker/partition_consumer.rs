@@ -50,7 +50,8 @@ impl<E: Execute> PartitionConsumer<E> {
                 backoff = Backoff::new(None);
                 continue;
             };
-            if !self.session.connections.connected() {
+            // A missing right or queue is not mended by trying again.
+            if !error.is_retryable() || !self.session.connections.connected() {
                 return Err(error);
             }
             let delay = backoff.next().unwrap_or_default();

@@ -49,7 +49,11 @@ pub(super) async fn stand_by<E>(session: Arc<Session<E>>, queue: PlannerQueue) {
             }
             Err(error) => error,
         };
-        tracing::debug!(%error, "cannot stand by as a planner, trying again");
+        if error.is_retryable() {
+            tracing::debug!(%error, "cannot stand by as a planner, trying again");
+        } else {
+            tracing::warn!(%error, "cannot stand by as a planner, trying again");
+        }
         sleep(backoff.next().unwrap_or_default()).await;
         opened = PlannerQueue::open(&session.side, namespace).await;
     }

@@ -3,7 +3,6 @@
 mod fleet;
 mod levelling;
 mod membership;
-mod speed;
 mod standbys;
 
 use serde_json::json;
