@@ -374,7 +374,10 @@ impl Watch {
         match cause {
             Some(cause) if !moved => {
                 let known = seen.told.as_ref().is_some_and(|told| told.is_like(&cause));
-                if for_ms >= self.patience_ms && !known {
+                if known {
+                    // The numbers may be others.
+                    seen.told = Some(cause);
+                } else if for_ms >= self.patience_ms {
                     let unsettled = look.holder.as_ref().map_or(0, |holder| holder.unsettled);
                     seen.told = Some(cause.clone());
                     let ready = look.ready;

@@ -68,6 +68,7 @@ impl<E: Execute> PartitionConsumer<E> {
     async fn stand_in_line(&self) -> Result<(), Error> {
         let channel = self.open().await?;
         self.session.line.attached(self.index);
+        self.session.say_working();
         let tenure = Tenure::new(Arc::clone(&self.session), self.index, &self.queue, channel);
         let drain = &self.session.drains[self.index];
         tenure

@@ -62,7 +62,7 @@ pub(super) async fn stand_by<E>(session: Arc<Session<E>>, queue: PlannerQueue) {
 async fn plan<E>(session: &Session<E>, mut queue: PlannerQueue) -> Result<Infallible, Error> {
     // Until the first message comes, somebody else is the planner.
     let first = queue.next().await?;
-    tracing::info!(worker = %session.shared.options.id, "plans for the fleet");
+    tracing::debug!(worker = %session.shared.options.id, "plans for the fleet");
     let mut planner = Planner::new(session);
     planner.note(first);
     queue.say(&Said::Call).await?;

@@ -1,6 +1,6 @@
 //! One connection of a worker: all its owners, and what they hear of others.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -45,6 +45,7 @@ pub(super) struct Session<E> {
     pub(super) held: Vec<Held>,
     /// Where it stands in the lines of the partitions.
     pub(super) line: Line,
+    working: Once,
     /// Queue of the token that shows whether our node is cut off.
     pulse: String,
     /// What operators have ordered.
@@ -147,6 +148,7 @@ async fn run_on<E: Execute>(
         dead: Route::queue(&namespace.dead()),
         held: queues.iter().map(|_| Held::default()).collect(),
         line,
+        working: Once::new(),
         pulse: namespace.pulse(seat),
         steered,
         drain: shutdown.child_token(),
@@ -263,14 +265,18 @@ impl<E> Session<E> {
         Some(lately)
     }
 
+    /// Tells once that the worker has got a partition, or a place in a line.
+    pub(super) fn say_working(&self) {
+        self.working.call_once(|| {
+            tracing::info!(worker = %self.shared.options.id, topology = %self.topology, "working");
+        });
+    }
+
     /// Follows a plan, in this session and at the beginning of the next one.
     pub(super) fn follow(&self, plan: Arc<Plan>) {
         // One for another number of partitions is of another namespace.
         if plan.lines.len() != self.held.len() || self.drain.is_cancelled() {
             return;
-        }
-        if self.line.plan().is_none() {
-            tracing::info!(worker = %self.shared.options.id, topology = %self.topology, "working");
         }
         self.shared.keep_plan(&plan);
         self.line.follow(plan);
