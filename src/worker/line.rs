@@ -87,12 +87,14 @@ impl Line {
         lock(&self.plan).clone()
     }
 
-    /// Follows this plan from now on.
+    /// Follows this plan from now on. One that does not name this worker is no plan for it: its
+    /// reports do not arrive, and those who are planned may be gone.
     pub(super) fn follow(&self, plan: Arc<Plan>) {
         let now = self.now();
+        let is_member = plan.members.binary_search(&self.worker).is_ok();
         for (number, place) in (0..).zip(&self.places) {
             let partition = PartitionId::new(number);
-            let role = Some(plan.role(&self.worker, partition));
+            let role = is_member.then(|| plan.role(&self.worker, partition));
             let mut line = plan.line(partition).cloned();
             let mut state = place.state();
             let known = state.before.clone();
@@ -240,4 +242,51 @@ impl Place {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ownership::Weight;
+    use crate::protocol::plan::Member;
+
+    fn worker(name: &str) -> WorkerId {
+        WorkerId::new(name).expect("a name")
+    }
+
+    fn plan(names: &[&str]) -> Arc<Plan> {
+        let member = |name: &&str| Member { worker: worker(name), weight: Weight::ONE };
+        let members: Vec<_> = names.iter().map(member).collect();
+        Arc::new(Plan::next(None, &members, 1, &[]))
+    }
+
+    /// The last report of a worker that is gone may be all that a planner has heard.
+    #[tokio::test(start_paused = true)]
+    async fn a_plan_for_others_does_not_keep_a_worker_away() {
+        let line = Line::new(worker("us"), 1, None);
+        line.follow(plan(&["gone"]));
+        let Next::WaitUntil(due) = line.next(0, false) else { panic!("{:?}", line.next(0, false)) };
+        tokio::time::sleep_until(due).await;
+        assert_eq!(line.next(0, false), Next::Attach);
+        line.attached(0);
+        assert_eq!(line.next(0, false), Next::Stay);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_standby_steps_back_for_an_owner_that_attached_later_and_for_no_other() {
+        let plan = plan(&["a", "b"]);
+        let owner = plan.owner(PartitionId::new(0)).expect("an owner").clone();
+        let standby = if owner.as_str() == "a" { "b" } else { "a" };
+        let line = Line::new(worker(standby), 1, Some(plan));
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        line.attached(0);
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        let place = |age_ms, id| [AnnouncedPlace { partition: 0, age_ms, id }];
+        line.heard(&owner, &place(8_000, 1));
+        assert_eq!(line.next(0, false), Next::Stay, "it stands before us");
+        line.heard(&worker("stranger"), &place(1_000, 7));
+        assert_eq!(line.next(0, false), Next::Stay, "not planned");
+        line.heard(&owner, &place(1_000, 2));
+        assert_eq!(line.next(0, false), Next::GiveUp);
+    }
 }
