@@ -64,6 +64,8 @@ pub(super) struct Shared {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// Tasks take as little time as there is.
+    hurried: bool,
     pub(super) members: Vec<Member>,
     pub(super) leaving: Vec<Leaving>,
     pub(super) restarts: Vec<Restart>,
@@ -133,7 +135,7 @@ impl Shared {
             // Ctrl-C is for us: we end them when everything is told.
             .process_group(0)
             .kill_on_drop(true);
-        if let Some(time) = task_time {
+        if let Some(time) = task_time.filter(|_| !state.hurried) {
             command.args(["--task-ms", &time.as_millis().to_string()]);
         }
         if role == Role::Router {
@@ -186,6 +188,11 @@ impl Fleet {
     /// Starts a process of this name, or of a new one.
     pub(super) fn start(&self, role: Role, name: Option<String>) -> anyhow::Result<String> {
         self.shared.start(role, name)
+    }
+
+    /// Has later workers take no more time for a task than they must.
+    pub(super) fn hurry(&self) {
+        self.shared.state().hurried = true;
     }
 
     /// Notes for the workers that an excuse lasts from now on, or no longer.
