@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(strays.note(at(5), &[3, 7, 9], &[256, 2, 0]), None);
         assert_eq!(strays.note(at(10), &[250, 7, 9], &[1, 0, 9]), Some(vec![0, 3, 0]));
         assert_eq!(strays.note(at(15), &[250, 5, 9], &[1, 0, 9]), Some(vec![0, 3, 0]));
-        assert_eq!(strays.note(at(21), &[250, 5, 9], &[1, 0, 9]), Some(vec![0, 5, 0]));
+        assert_eq!(strays.note(at(21), &[250, 5, 9], &[250, 0, 9]), Some(vec![0, 5, 0]));
     }
 
     #[test]
