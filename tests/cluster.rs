@@ -64,14 +64,19 @@ fn soak(arguments: &[&str]) -> Value {
         let first = &found[..found.len().min(5)];
         assert!(found.is_empty(), "{} {kind}: {first:?}; {said}", found.len());
     }
-    let only_late = report["findings"].as_array().unwrap().iter().all(is_late_copy);
+    let findings = report["findings"].as_array().unwrap();
+    let only_late = !findings.is_empty() && findings.iter().all(is_late_copy);
     assert!(output.status.success() || only_late, "{said}");
+    if only_late {
+        println!("late copies: {findings:#?}");
+    }
     report
 }
 
-/// Whether `verify` names a copy that a lost node gave back last, and whose first execution was not
-/// recorded because the journal had no leader. The ground truth knows that one: had it not been
-/// executed in its turn, there would be a violation.
+/// Whether `verify` takes a redelivered task for one that was overtaken, as it did in one run on a
+/// busy machine: ten of one partition, after a node was frozen. The ground truth had all of them
+/// executed in their turn before (a first execution out of its turn is a violation there), so the
+/// journal lacks those executions. Why is not known yet.
 fn is_late_copy(finding: &Value) -> bool {
     finding["finding"] == "out_of_order" && finding["overtaken"]["redelivered"] == true
 }

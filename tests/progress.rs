@@ -4,9 +4,10 @@
 //! neither a consumer nor an unsettled delivery on any partition; one fresh worker alone
 //! executes everything that is left. Locks of the operating system tell what was executed.
 //!
-//! Ownership by consumer priority, which is what keylane had first, fails all of them on
-//! RabbitMQ 4.3: a dead consumer stays behind, is handed a window of tasks, and the
-//! partition stands still for ever.
+//! Ownership by consumer priority, which is what keylane had first, fails the runs with churn,
+//! a replaced worker, poison and frozen routers on RabbitMQ 4.3: a dead consumer stays behind,
+//! is handed a window of tasks, and the partition stands still for ever. It passes the runs on
+//! 4.0, which leaves nobody behind, and the one of an untouched fleet.
 //!
 //! `KEYLANE_TEST_SEED` repeats a run as far as chance goes; the tests print it.
 
@@ -91,7 +92,8 @@ fn a_frozen_worker_is_replaced() {
 /// Nothing befalls the workers themselves.
 #[test]
 fn an_untouched_fleet_survives_its_broker() {
-    let faults = "pause=7s,close,stop-app,pause=15s,memory=6s,disk=6s,cut=16s,restart";
+    // The restart comes first: it would have the broker forget what the others leave behind.
+    let faults = "restart,stop-app,memory=6s,disk=6s,pause=7s,close,pause=15s,cut=16s";
     let report = soak("3", &["--faults", faults]);
     assert_eq!(report["faults"].as_array().unwrap().len(), 8);
     let reconnected = |worker: &Value| worker["end"]["reconnects"].as_u64() >= Some(1);
