@@ -34,6 +34,15 @@ pub(super) enum Next {
     Stay,
 }
 
+/// The places that an announcement names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Announced {
+    /// For those who came later or did not hear.
+    All,
+    /// Those of which nothing was said yet.
+    News,
+}
+
 #[derive(Default)]
 struct Place {
     changed: Notify,
@@ -46,6 +55,8 @@ struct State {
     since: Millis,
     unattended: bool,
     attached: Option<Attachment>,
+    /// The attachment that the others were told of in this role.
+    told: Option<Attachment>,
     /// Planned owner and first standby, and their attachments.
     before: [Option<(WorkerId, Option<Attachment>)>; 2],
 }
@@ -106,7 +117,8 @@ impl Line {
             let before = [line.next().map(attached), line.next().map(attached)];
             let changed = state.role != role || state.before != before;
             if state.role != role {
-                (state.role, state.since) = (role, now);
+                // Those for whom the place matters now may not have listened before.
+                (state.role, state.since, state.told) = (role, now, None);
             }
             state.before = before;
             drop(state);
@@ -203,15 +215,20 @@ impl Line {
         self.announce.notified().await;
     }
 
-    /// Where it stands as a planned owner or first standby.
-    pub(super) fn announcement(&self) -> Vec<AnnouncedPlace> {
+    /// Where it stands as a planned owner or first standby: everywhere, or where the others were
+    /// not told of it yet.
+    pub(super) fn announcement(&self, news: Announced) -> Vec<AnnouncedPlace> {
         let now = self.now();
         let announced = (0..).zip(&self.places).filter_map(|(partition, place)| {
-            let state = place.state();
-            let Attachment { at, id } = state.attached?;
-            let named = matches!(state.role?, Role::Owner | Role::Standby(1));
+            let mut state = place.state();
+            let attachment @ Attachment { at, id } = state.attached?;
+            if !matches!(state.role?, Role::Owner | Role::Standby(1)) {
+                return None;
+            }
+            let known = state.told.replace(attachment) == Some(attachment);
             let age_ms = now.0.saturating_sub(at.0);
-            named.then_some(AnnouncedPlace { partition, age_ms, id })
+            let said = news == Announced::All || !known;
+            said.then_some(AnnouncedPlace { partition, age_ms, id })
         });
         announced.collect()
     }
@@ -288,5 +305,22 @@ mod tests {
         assert_eq!(line.next(0, false), Next::Stay, "not planned");
         line.heard(&owner, &place(1_000, 2));
         assert_eq!(line.next(0, false), Next::GiveUp);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_news_once_in_each_role_and_each_stay() {
+        let line = Line::new(worker("a"), 1, Some(plan(&["a"])));
+        let announced = |which| line.announcement(which).len();
+        assert_eq!(announced(Announced::All), 0, "it does not stand there");
+        line.attached(0);
+        assert_eq!([announced(Announced::News), announced(Announced::News)], [1, 0]);
+        assert_eq!(announced(Announced::All), 1);
+        line.detached(0);
+        line.attached(0);
+        assert_eq!([announced(Announced::News), announced(Announced::News)], [1, 0]);
+        line.follow(plan(&["b"]));
+        assert_eq!(announced(Announced::All), 0, "nobody waits for it");
+        line.follow(plan(&["a"]));
+        assert_eq!(announced(Announced::News), 1);
     }
 }

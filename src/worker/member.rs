@@ -6,18 +6,23 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::Execute;
+use super::line::Announced;
 use super::session::Session;
+use super::{Execute, Shared};
 use crate::backoff::Backoff;
 use crate::protocol::fleet::REPORT_EVERY_MS;
 use crate::rabbit::control::{Control, Found, Heeded, Said};
 use crate::rabbit::error::Error;
 use crate::rabbit::planner::MemberMessage;
 
-/// Places in a line that change at about the same time are announced together.
+/// Places in a line that change at about the same time are announced together: within this time,
+/// and a longer one in a large fleet, where each is heard by many.
 const GATHERING: Duration = Duration::from_millis(5);
+const LONGEST_GATHERING: Duration = Duration::from_secs(1);
+/// Members that all may announce every 5 ms.
+const SMALL_FLEET: u32 = 8;
 
 /// Announcements are repeated, for those who came later or did not hear: this often, and less in
 /// a large fleet, so that nobody hears more than a few tens of them a second.
@@ -32,24 +37,28 @@ pub(super) async fn take_part<E: Execute>(session: Arc<Session<E>>, mut control:
     reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut loads = Loads::new(&session);
     let mut announced = Instant::now();
+    let mut repeated = announced;
+    let mut due = None;
     loop {
         while heeders.try_join_next().is_some() {}
         let sent = tokio::select! {
             Some((to, heeded)) = heeded.recv() => control.answer(&to, &heeded).await,
             _ = reports.tick() => {
-                let members = session.line.plan().map_or(0, |plan| plan.members.len());
-                let members = u32::try_from(members).unwrap_or(u32::MAX);
-                if announced.elapsed() > REPEAT + REPEAT_PER_MEMBER * members {
-                    announced = Instant::now();
-                    announce(&session, &control).await
+                if repeated.elapsed() > REPEAT + REPEAT_PER_MEMBER * members(&session) {
+                    (announced, repeated) = (Instant::now(), Instant::now());
+                    announce(&session, &control, Announced::All).await
                 } else {
                     report(&session, &control, &mut loads).await
                 }
             }
-            () = session.line.to_announce() => {
-                sleep(GATHERING).await;
-                announced = Instant::now();
-                announce(&session, &control).await
+            () = session.line.to_announce(), if due.is_none() => {
+                let pace = gathering(members(&session));
+                due = Some((announced + pace).max(Instant::now() + GATHERING));
+                Ok(())
+            }
+            () = sleep_until(due.unwrap_or(announced)), if due.is_some() => {
+                (announced, due) = (Instant::now(), None);
+                announce(&session, &control, Announced::News).await
             }
             heard = control.hear() => match heard {
                 Some((Said::Call, _)) => report(&session, &control, &mut loads).await,
@@ -116,13 +125,41 @@ async fn hear_again<E>(session: &Session<E>) -> Result<Control, Error> {
     }
 }
 
-async fn announce<E>(session: &Session<E>, control: &Control) -> Result<(), Error> {
-    let places = session.line.announcement();
+fn members<E>(session: &Session<E>) -> u32 {
+    let members = session.line.plan().map_or(0, |plan| plan.members.len());
+    u32::try_from(members).unwrap_or(u32::MAX)
+}
+
+/// Least time between two announcements: all members together are heard by all of them, so that
+/// it grows with their square.
+fn gathering(members: u32) -> Duration {
+    let larger = (members.min(1_000) / SMALL_FLEET).max(1);
+    (GATHERING * larger * larger).min(LONGEST_GATHERING)
+}
+
+async fn announce<E>(
+    session: &Session<E>,
+    control: &Control,
+    which: Announced,
+) -> Result<(), Error> {
+    let places = session.line.announcement(which);
     if places.is_empty() {
         return Ok(());
     }
     let worker = session.shared.options.id.clone();
     control.say(&Said::Attached { worker, places }).await
+}
+
+/// Tells the planner that this worker comes.
+pub(super) async fn greet<E>(shared: &Shared<E>, control: &Control) -> Result<(), Error> {
+    control
+        .tell_planner(&MemberMessage::Report {
+            worker: shared.options.id.clone(),
+            weight: shared.options.weight,
+            plan: shared.last_plan().map(|plan| plan.number),
+            loads: Vec::new(),
+        })
+        .await
 }
 
 async fn report<E>(

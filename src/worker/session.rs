@@ -98,7 +98,10 @@ async fn run_on<E: Execute>(
     let fleet = match shared.source {
         Source::Partitions => {
             let control = Control::open(&side, namespace, true).await?;
-            Some((control, PlannerQueue::open(&side, namespace).await?))
+            let planner_queue = PlannerQueue::open(&side, namespace).await?;
+            // The plan is made while we get ready for it.
+            member::greet(shared, &control).await?;
+            Some((control, planner_queue))
         }
         Source::Inbox => None,
     };
