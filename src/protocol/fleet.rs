@@ -13,6 +13,10 @@ pub const REPORT_EVERY_MS: u64 = 2_000;
 /// the broker hands them on as soon as it has lost the connection.
 pub const SILENT_MS: u64 = 5 * REPORT_EVERY_MS;
 
+/// Who has heard nobody for so long, not even himself, hears badly: a broker that runs low on
+/// memory takes no reports. The members are not to blame.
+const DEAF_MS: u64 = SILENT_MS / 2;
+
 /// The weight of the newest report in the mean of a load: a change is followed within some twenty
 /// seconds, and what happens by chance within two is not.
 const NEWEST: f64 = 0.15;
@@ -21,6 +25,8 @@ const NEWEST: f64 = 0.15;
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
     members: BTreeMap<WorkerId, Known>,
+    /// Nobody was heard when it was last looked.
+    deaf: bool,
     /// Mean busy time of each partition: handlers that run at once.
     loads: Vec<f64>,
 }
@@ -43,7 +49,7 @@ impl Fleet {
         let known =
             |worker: &WorkerId| (worker.clone(), Known { weight, heard: now, plan: number });
         let members = plan.into_iter().flat_map(|plan| plan.members.iter().map(known)).collect();
-        Self { members, loads: vec![0.0; partitions] }
+        Self { members, deaf: false, loads: vec![0.0; partitions] }
     }
 
     /// A member reports. Returns whether a new plan is needed for it: it is new, or its weight is
@@ -72,8 +78,20 @@ impl Fleet {
         self.members.remove(worker).is_some()
     }
 
-    /// Forgets those that have been silent for [`SILENT_MS`], and returns them.
+    /// Forgets those that have been silent for [`SILENT_MS`] while others were heard, and returns
+    /// them. The planner is a member, and hears itself.
     pub fn forget_silent(&mut self, now: Millis) -> Vec<WorkerId> {
+        let newest = self.members.values().map(|known| known.heard).max();
+        let was_deaf = std::mem::replace(
+            &mut self.deaf,
+            newest.is_none_or(|newest| now.0.saturating_sub(newest.0) > DEAF_MS),
+        );
+        if self.deaf {
+            return Vec::new();
+        }
+        if was_deaf {
+            self.members.values_mut().for_each(|known| known.heard = now);
+        }
         let silent = |known: &Known| now.0.saturating_sub(known.heard.0) > SILENT_MS;
         let gone = self.members.iter().filter(|(_, known)| silent(known));
         let gone: Vec<_> = gone.map(|(worker, _)| worker.clone()).collect();
@@ -135,7 +153,29 @@ mod tests {
         assert!(!fleet.is_behind(&plan));
         assert!(!fleet.report(worker("a"), Weight::ONE, None, Millis(60)));
         assert!(fleet.is_behind(&plan), "it knows none");
+        fleet.report(worker("a"), Weight::ONE, None, Millis(51 + SILENT_MS));
         assert_eq!(fleet.forget_silent(Millis(51 + SILENT_MS)), [worker("b")]);
+    }
+
+    #[test]
+    fn who_hears_nobody_forgets_nobody() {
+        let mut fleet = Fleet::of_plan(None, 4, Millis(0));
+        for name in ["a", "b", "us"] {
+            fleet.report(worker(name), Weight::ONE, None, Millis(0));
+        }
+        // The broker takes nothing for a minute.
+        for now in (1_000..60_000).step_by(1_000) {
+            let gone = fleet.forget_silent(Millis(now));
+            assert_eq!(gone, [], "after {now} ms");
+        }
+        let goes_on = |fleet: &mut Fleet, now| {
+            ["a", "us"].map(|name| fleet.report(worker(name), Weight::ONE, None, Millis(now)));
+            fleet.forget_silent(Millis(now))
+        };
+        // One that does not come back is missed from then on.
+        assert_eq!(goes_on(&mut fleet, 60_000), []);
+        assert_eq!(goes_on(&mut fleet, 60_000 + SILENT_MS), []);
+        assert_eq!(goes_on(&mut fleet, 60_001 + SILENT_MS), [worker("b")]);
     }
 
     #[test]
