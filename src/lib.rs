@@ -52,7 +52,7 @@ pub use protocol::task::{Resource, Task, TaskId};
 pub use protocol::trace_context::{TraceContext, TraceContextError};
 pub use rabbit::connection::Connect;
 pub use rabbit::control::{
-    Found, HeldPartition, HotResource, RecentLoad, RunningTask, WorkerReport,
+    Crowded, Found, HeldPartition, HotResource, LongRunning, RecentLoad, RunningTask, WorkerReport,
 };
 pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;

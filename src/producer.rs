@@ -184,7 +184,12 @@ impl Producer {
             permits: Arc::new(Semaphore::new(options.max_in_flight.max(1))),
             name,
             sequence: Mutex::new(0),
-            figures: options.metrics.clone().unwrap_or_default().figures.publish(),
+            figures: options
+                .metrics
+                .clone()
+                .unwrap_or_default()
+                .figures
+                .publish(connect.namespace()),
             tracer: Tracer::global(),
             exchange: connect.namespace().exchange(&topology),
             options,

@@ -70,7 +70,7 @@ pub async fn route(
     let forward = Forward {
         routes: Route::partitions(connect.namespace(), &topology),
         publisher: Publisher::new(connect.clone(), "router", topology, None),
-        figures: options.metrics.clone().unwrap_or_default().figures.publish(),
+        figures: options.metrics.clone().unwrap_or_default().figures.publish(connect.namespace()),
     };
     let retry = RetryPolicy {
         attempts: 0,

@@ -250,3 +250,56 @@ async fn a_ghost_is_named_and_no_consumer_cures_it() {
     record.assert_exclusive_and_in_order();
     worker.drain().await;
 }
+
+/// A window of four is full of a resource that fails again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_that_fills_the_window_is_named() {
+    let connect = support::connect(broker(Version::V4_3).await);
+    let window = NonZeroU16::new(4).unwrap();
+    init(&connect, Topology::first(count(1)).with_prefetch(window)).await.unwrap();
+    publish(&connect, (0..5).map(|n| task("hot", n)).chain([task("other", 0)])).await;
+    let (record, gate) = (Record::default(), Gate::default());
+    let mut options = named("w");
+    options.retry.first_delay = Duration::from_millis(300);
+    options.retry.max_delay = Duration::from_millis(300);
+    options.retry.attempts = 0;
+    let opened = gate.clone();
+    let handler = record.handler("w", move |_| {
+        let done = opened.is_open();
+        async move { if done { Ok(()) } else { Err(Failure::failed("not yet")) } }
+    });
+    let worker = Worker::start(&connect, options, handler);
+    let mut looks = Looks::new(&connect);
+    let full = |cause: &Cause| matches!(cause, Cause::Crowded { by, .. } if by.tasks == 4);
+    looks.until_like("a crowd", full).await;
+    gate.open();
+    looks.moves().await;
+    record.until_executed(6).await;
+    worker.drain().await;
+}
+
+/// The broker answers for it: no messages, no consumers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_does_not_answer_is_told_from_an_empty_one() {
+    for version in [Version::V4_3, Version::V4_0] {
+        let broker = broker(version).await;
+        let (connect, topology) = space(broker, 2).await;
+        let queue = connect.namespace().partition(&topology, PartitionId::new(1));
+        let order = |what: &str| {
+            format!(
+                "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, \
+                 <<\"{queue}\">>)), {{Name, _}} = amqqueue:get_pid(Q), sys:{what}(Name)."
+            )
+        };
+        rabbitmqctl(broker, &["eval", &order("suspend")]).await;
+        let seen = status(&connect).await.unwrap();
+        let counted: Vec<_> = seen.partitions.iter().map(|partition| partition.counted).collect();
+        assert_eq!(counted, [true, false], "{version:?}");
+        Looks::new(&connect).until(&Cause::QueueSilent).await;
+        rabbitmqctl(broker, &["eval", &order("resume")]).await;
+        eventually("an answer", async || {
+            status(&connect).await.unwrap().partitions[1].counted.then_some(())
+        })
+        .await;
+    }
+}

@@ -13,7 +13,7 @@ use super::pause::paused;
 use super::progress::grouped;
 use crate::protocol::stall::{Cause, Watch};
 use crate::rabbit::status::Observer;
-use crate::{PartitionStatus, ResourceShare, WorkerId};
+use crate::{LongRunning, PartitionStatus, ResourceShare, WorkerId};
 
 /// Show partitions, owners, backlog, workers, and what stands still
 #[derive(Debug, clap::Args)]
@@ -69,11 +69,19 @@ const NEXT_LOOK: Duration = Duration::from_secs(1);
 
 fn print(status: &crate::Status, all: bool) {
     out!("namespace {:?}: {}", status.namespace, status.topology);
+    if status.blocked {
+        out!(
+            "the broker takes no messages, for it runs low on memory or disk \
+             (rabbitmq-diagnostics alarms): no worker can be asked, and none is shown"
+        );
+    }
+    let silent = status.partitions.iter().filter(|p| !p.counted).count();
     let ready: u64 = status.partitions.iter().map(|p| u64::from(p.ready)).sum();
     let unsettled: u64 = status.partitions.iter().map(|p| u64::from(p.unsettled)).sum();
     let running: u64 = status.partitions.iter().map(|p| u64::from(p.running)).sum();
     out!(
-        "tasks: {} ready, {} unsettled, {} of them running; inbox {}{}; dead letters {}",
+        "tasks: {}{} ready, {} unsettled, {} of them running; inbox {}{}; dead letters {}",
+        if silent > 0 { "at least " } else { "" },
         grouped(ready),
         grouped(unsettled),
         grouped(running),
@@ -88,7 +96,7 @@ fn print(status: &crate::Status, all: bool) {
     if cancelled > 0 {
         out!("cancelled tasks: {}", grouped(cancelled));
     }
-    let unowned = status.partitions.iter().filter(|p| !p.consumed).count();
+    let unowned = status.partitions.iter().filter(|p| p.counted && !p.consumed).count();
     if unowned > 0 {
         out!("partitions that nobody consumes: {unowned} (start workers: keylane work)");
     }
@@ -97,9 +105,15 @@ fn print(status: &crate::Status, all: bool) {
     for (partitions, cause) in by_cause(&strays) {
         out!("partitions with tasks that belong to nobody: {partitions} ({cause})");
     }
-    let others: Vec<_> = status.partitions.iter().filter(|p| !stray(p)).cloned().collect();
+    let crowded = |p: &&PartitionStatus| matches!(p.cause, Some(Cause::Crowded { .. }));
+    let others = status.partitions.iter().filter(|p| !stray(p) && !crowded(p));
+    let others: Vec<_> = others.cloned().collect();
     for (partitions, cause) in by_cause(&others) {
         out!("partitions that stand still: {partitions} ({cause})");
+    }
+    let crowded: Vec<_> = status.partitions.iter().filter(crowded).cloned().collect();
+    for (partitions, cause) in by_cause(&crowded) {
+        out!("partitions that are held up: {partitions} ({cause})");
     }
     if !status.workers.is_empty() {
         let mut workers =
@@ -123,7 +137,9 @@ fn print(status: &crate::Status, all: bool) {
         out!("\n{workers}");
     }
     print_hot(status);
-    let shown = |p: &&PartitionStatus| all || p.ready + p.unsettled > 0 || p.stray.is_some();
+    print_longest(status);
+    let shown =
+        |p: &&PartitionStatus| all || !p.counted || p.ready + p.unsettled > 0 || p.stray.is_some();
     let shown: Vec<_> = status.partitions.iter().filter(shown).collect();
     if !shown.is_empty() {
         let mut partitions = table([
@@ -144,7 +160,7 @@ fn print(status: &crate::Status, all: bool) {
                 name(p.owner.as_ref()),
                 name(p.planned.as_ref()),
                 name(next),
-                grouped(u64::from(p.ready)),
+                if p.counted { grouped(u64::from(p.ready)) } else { "?".to_owned() },
                 p.unsettled.to_string(),
                 p.running.to_string(),
             ]);
@@ -180,6 +196,42 @@ fn print_hot(status: &crate::Status) {
         out!("\n{hot}");
     }
 }
+
+/// Tasks that have been running for so long stand out.
+const LONG: Duration = Duration::from_secs(10);
+
+fn print_longest(status: &crate::Status) {
+    let long = |task: &&LongRunning| u128::from(task.for_ms) >= LONG.as_millis();
+    let workers = status.workers.iter();
+    let all = workers.flat_map(|worker| worker.longest.iter().map(|task| (&worker.worker, task)));
+    let mut all: Vec<_> = all.filter(|(_, task)| long(task)).collect();
+    all.sort_by_key(|(_, task)| std::cmp::Reverse(task.for_ms));
+    let header =
+        ["running longest", "resource", "partition", "worker", "attempt", "for", "at most"];
+    let mut longest = table(header);
+    for (worker, LongRunning { running, for_ms, timeout_ms, .. }) in all.iter().take(LONGEST) {
+        let seconds = |ms: u64| humantime::format_duration(Duration::from_secs(ms / 1_000));
+        longest.add_row([
+            shown(running.task.as_str()),
+            shown(running.resource.as_str()),
+            running.partition.to_string(),
+            worker.to_string(),
+            running.attempt.to_string(),
+            seconds(*for_ms).to_string(),
+            timeout_ms.map_or("-".to_owned(), |ms| seconds(ms).to_string()),
+        ]);
+    }
+    if !longest.is_empty() {
+        align_numbers(&mut longest, 4);
+        out!("\n{longest}");
+    }
+    if all.len() > LONGEST {
+        out!("and {} more", all.len() - LONGEST);
+    }
+}
+
+/// So many are shown.
+const LONGEST: usize = 10;
 
 /// A resource, in one line that is no wider than a table can bear.
 fn shown(resource: &str) -> String {

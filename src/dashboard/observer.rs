@@ -119,6 +119,7 @@ enum Heard {
     Steering(Steering),
     Report(WorkerReport),
     Batch(Batch),
+    CaughtUp,
 }
 
 impl Observer {
@@ -278,12 +279,25 @@ impl Shared {
     }
 }
 
+/// Nothing more comes for so long: what was recorded before has been read.
+const CAUGHT_UP: Duration = Duration::from_millis(500);
+
 async fn read(reader: &mut JournalReader, heard: mpsc::Sender<Heard>) -> Error {
+    let (began_us, mut caught_up) = (now_us(), false);
     loop {
-        match reader.next().await {
-            Ok(batch) => heard.send(Heard::Batch(batch)).await.ok(),
-            Err(error) => return error,
+        let batch = match timeout(CAUGHT_UP, reader.next()).await {
+            Ok(Ok(batch)) => Some(batch),
+            Ok(Err(error)) => return error,
+            Err(_) => None,
         };
+        let is_new = |batch: &Batch| batch.records.iter().any(|r| r.end_us() >= began_us);
+        if !caught_up && batch.as_ref().is_none_or(is_new) {
+            caught_up = true;
+            heard.send(Heard::CaughtUp).await.ok();
+        }
+        if let Some(batch) = batch {
+            heard.send(Heard::Batch(batch)).await.ok();
+        }
     }
 }
 
@@ -350,5 +364,6 @@ fn note(view: &mut View, heard: Heard) {
         Heard::Steering(steering) => view.note_steering(steering),
         Heard::Report(report) => view.note_report(report, now_us()),
         Heard::Batch(batch) => view.note_batch(batch, now_us()),
+        Heard::CaughtUp => view.note_caught_up(),
     }
 }

@@ -61,8 +61,8 @@ fn counts(partitions: u32) -> Counts {
         some if some % 16 == 5 => 1 << (some % 11),
         _ => 0,
     };
-    let count = |number| Count { ready: ready(number), consumers: 1 };
-    let none = Count::default();
+    let count = |number| Count::known(ready(number), 1);
+    let none = Count::known(0, 0);
     Counts { partitions: (0..partitions).map(count).collect(), inbox: none, dead: none }
 }
 
@@ -102,6 +102,8 @@ fn report(topology: &Topology, plan: &Plan, index: usize, worker: &WorkerId) -> 
         line: topology.partitions().filter_map(place).collect(),
         recent: RecentLoad::default(),
         hot: Vec::new(),
+        longest: Vec::new(),
+        crowded: Vec::new(),
     }
 }
 

@@ -31,6 +31,10 @@ pub struct Snapshot {
     pub partitions: Partitions,
     /// Partitions with tasks that nobody gets on with.
     pub stuck: Vec<Stuck>,
+    /// Tasks that have run for more than half of the time that they have, the longest first.
+    pub late: Vec<Late>,
+    /// How many there are of these, as far as it is known.
+    pub late_total: usize,
     /// The last changes of owner, newest first.
     pub handovers: Vec<HandOver>,
     /// The last minutes.
@@ -100,6 +104,8 @@ pub struct Totals {
     pub routed: bool,
     /// Dead letters.
     pub dead: u32,
+    /// Whether the journal has been read, so that the next two are known.
+    pub rates_known: bool,
     /// Tasks executed a second, over the last ten.
     pub executed_per_s: f64,
     /// Attempts that failed a second, over the last ten.
@@ -169,8 +175,29 @@ pub struct Stuck {
     pub ready: u32,
     /// Since when.
     pub since_us: u64,
-    /// Why.
+    /// Why, in one word.
     pub why: StuckBecause,
+    /// Why, and what to do about it.
+    pub reason: String,
+}
+
+/// A task that has run for more than half of the time that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Late {
+    /// Which.
+    pub task: TaskId,
+    /// What it touches.
+    pub resource: Resource,
+    /// Where that belongs to.
+    pub partition: PartitionId,
+    /// Who runs it.
+    pub worker: WorkerId,
+    /// Which try, from 1.
+    pub attempt: u32,
+    /// For how long it has run, in milliseconds.
+    pub for_ms: u64,
+    /// When it is given up, in milliseconds from its start.
+    pub timeout_ms: u64,
 }
 
 /// Why nobody gets on with a partition.
@@ -181,6 +208,8 @@ pub enum StuckBecause {
     Unowned,
     /// The broker hands its tasks to no worker that answers.
     StandsStill,
+    /// Its window is full of one resource.
+    HeldUp,
 }
 
 /// A partition got another owner.

@@ -11,6 +11,8 @@ pub(super) struct Evidence<'a> {
     pub(super) workers: usize,
     /// Resources whose task is to be tried again.
     pub(super) retrying: usize,
+    /// Tasks that have run for more than half of their time.
+    pub(super) late: usize,
     /// Who has paused everything.
     pub(super) paused: Option<&'a str>,
 }
@@ -25,7 +27,7 @@ impl Evidence<'_> {
     }
 
     fn judge(&self) -> (Flow, String) {
-        let Self { broker, totals, stuck, workers, retrying, paused } = self;
+        let Self { broker, totals, stuck, workers, retrying, late, paused } = self;
         if !broker.connected {
             let reason = broker.error.as_deref().unwrap_or("it does not answer");
             return (Flow::Lost, format!("The broker is out of reach: {reason}"));
@@ -56,9 +58,21 @@ impl Evidence<'_> {
         if let Some(by) = paused {
             return (Flow::Waiting, format!("Everything is paused, by {by}"));
         }
+        if *late > 0 && *late as u64 * 2 >= totals.slots {
+            let slots = counted(totals.slots as usize, "slot");
+            let text =
+                format!("{late} of {slots} hang: their tasks have run for over half of their time");
+            return (Flow::Stuck, text);
+        }
         if totals.executed_per_s > 0.0 {
             let fleet = counted(*workers, "worker");
-            return (Flow::Flowing, format!("{} on {fleet}", rate(totals.executed_per_s)));
+            let mut text = format!("{} on {fleet}", rate(totals.executed_per_s));
+            if *late > 0 {
+                let verb = plural(*late, "has", "have");
+                text +=
+                    &format!("; {} {verb} run for over half of their time", counted(*late, "task"));
+            }
+            return (Flow::Flowing, text);
         }
         if totals.running > 0 {
             let verb = plural(totals.running as usize, "runs", "run");
@@ -136,6 +150,7 @@ mod tests {
             stuck: &stuck,
             workers,
             retrying: 0,
+            late: 0,
             paused: None,
         };
         evidence.verdict()
@@ -148,6 +163,7 @@ mod tests {
             ready: 600,
             since_us: 0,
             why,
+            reason: String::new(),
         };
         let (state, text) = {
             let v = judged(|_, all, _| {
@@ -179,6 +195,28 @@ mod tests {
     }
 
     #[test]
+    fn slots_that_hang_are_not_called_a_flow() {
+        let broker = BrokerState { connected: true, since_us: 0, error: None };
+        let totals = Totals { executed_per_s: 5.0, running: 8, slots: 8, ..Totals::default() };
+        let of = |late| {
+            let (stuck, retrying, paused) = (&[][..], 0, None);
+            Evidence { broker: &broker, totals: &totals, stuck, workers: 1, retrying, late, paused }
+                .verdict()
+        };
+        assert_eq!((of(0).state, of(0).text.as_str()), (Flow::Flowing, "5.0 tasks/s on 1 worker"));
+        assert!(
+            of(1).state == Flow::Flowing && of(1).text.contains("1 task has run"),
+            "{:?}",
+            of(1)
+        );
+        assert!(
+            of(4).state == Flow::Stuck && of(4).text.starts_with("4 of 8 slots"),
+            "{:?}",
+            of(4)
+        );
+    }
+
+    #[test]
     fn a_lost_broker_comes_first() {
         let broker = BrokerState { connected: false, since_us: 0, error: Some("gone".to_owned()) };
         let totals = Totals { executed_per_s: 5.0, ..Totals::default() };
@@ -188,6 +226,7 @@ mod tests {
             stuck: &[],
             workers: 1,
             retrying: 0,
+            late: 0,
             paused: None,
         };
         assert_eq!(evidence.verdict().text, "The broker is out of reach: gone");

@@ -9,7 +9,8 @@ use super::activity::Activity;
 use super::hot::Hot;
 use super::retrying::Retries;
 use super::snapshot::{
-    BrokerState, HandOver, Partitions, Paused, Snapshot, Stuck, StuckBecause, Totals, WorkerRow,
+    BrokerState, HandOver, Late, Partitions, Paused, Snapshot, Stuck, StuckBecause, Totals,
+    WorkerRow,
 };
 use super::verdict::Evidence;
 use crate::protocol::journal::Batch;
@@ -60,6 +61,7 @@ pub(crate) struct View {
     hot: Hot,
     retries: Retries,
     steering: Steering,
+    caught_up: bool,
 }
 
 /// A worker, as it was heard of last.
@@ -100,6 +102,7 @@ impl View {
             hot: Hot::new(now_us.saturating_sub(30_000_000)),
             retries: Retries::default(),
             steering: Steering::default(),
+            caught_up: false,
         }
     }
 
@@ -126,7 +129,7 @@ impl View {
     pub(crate) fn note_counts(&mut self, counts: Counts, dead: Option<u32>) {
         let before = self.counts.dead;
         self.counts = counts;
-        self.counts.dead = dead.map_or(before, |ready| Count { ready, consumers: 0 });
+        self.counts.dead = dead.map_or(before, |ready| Count::known(ready, 0));
     }
 
     /// What operators have ordered.
@@ -171,6 +174,11 @@ impl View {
         }
     }
 
+    /// What the journal had when it was opened has been read.
+    pub(crate) fn note_caught_up(&mut self) {
+        self.caught_up = true;
+    }
+
     /// How it is now. What has changed since the last time is noted.
     pub(crate) fn snapshot(&mut self, now_us: u64) -> Snapshot {
         self.activity.advance(now_us);
@@ -187,12 +195,16 @@ impl View {
         let stuck = self.stuck();
         let (retrying, retrying_total) = self.retries.newest();
         let totals = self.totals(&status);
+        let mut late = late(&status);
+        let late_total = late.len();
+        late.truncate(LATE);
         let evidence = Evidence {
             broker: &self.broker,
             totals: &totals,
             stuck: &stuck,
             workers: answering,
             retrying: retrying_total,
+            late: late_total,
             paused: self.steering.all.as_ref().map(|ordered| ordered.by.as_str()),
         };
         Snapshot {
@@ -204,6 +216,8 @@ impl View {
             workers: self.fleet(&status),
             partitions: self.columns(&status),
             stuck,
+            late,
+            late_total,
             handovers: self.handovers.iter().rev().cloned().collect(),
             history: self.activity.history(),
             hot: self.hot.busiest(now_us),
@@ -232,9 +246,11 @@ impl View {
         let stuck = self.stalls.stalled().filter_map(|(partition, cause, since_ms)| {
             let why = match cause {
                 Cause::NotConsumed => StuckBecause::Unowned,
-                Cause::NotHandedOut | Cause::OwnerSilent { .. } | Cause::Stray(_) => {
-                    StuckBecause::StandsStill
-                }
+                Cause::NotHandedOut
+                | Cause::OwnerSilent { .. }
+                | Cause::Stray(_)
+                | Cause::QueueSilent => StuckBecause::StandsStill,
+                Cause::Crowded { .. } => StuckBecause::HeldUp,
                 // A worker has it, or somebody wants it so.
                 Cause::Paused
                 | Cause::ResourcesPaused { .. }
@@ -243,7 +259,8 @@ impl View {
                 | Cause::Settling { .. } => return None,
             };
             let count = self.counts.partitions.get(partition.number() as usize)?;
-            Some(Stuck { partition, ready: count.ready, since_us: since_ms * 1_000, why })
+            let (ready, since_us) = (count.ready, since_ms * 1_000);
+            Some(Stuck { partition, ready, since_us, why, reason: cause.to_string() })
         });
         stuck.collect()
     }
@@ -261,6 +278,7 @@ impl View {
             inbox: status.inbox,
             routed: status.routed,
             dead: status.dead,
+            rates_known: self.caught_up,
             executed_per_s,
             failed_per_s,
             handovers: self.handovers_total,
@@ -314,6 +332,28 @@ impl View {
         }
         columns
     }
+}
+
+/// So many late tasks are named.
+const LATE: usize = 20;
+
+fn late(status: &Status) -> Vec<Late> {
+    let workers = status.workers.iter();
+    let longest = workers.flat_map(|worker| worker.longest.iter().map(move |one| (worker, one)));
+    let mut late: Vec<_> = longest
+        .filter(|(_, one)| one.is_late())
+        .map(|(worker, one)| Late {
+            task: one.running.task.clone(),
+            resource: one.running.resource.clone(),
+            partition: one.running.partition,
+            worker: worker.worker.clone(),
+            attempt: one.running.attempt,
+            for_ms: one.for_ms,
+            timeout_ms: one.timeout_ms.unwrap_or(u64::MAX),
+        })
+        .collect();
+    late.sort_by_key(|late| std::cmp::Reverse(late.for_ms));
+    late
 }
 
 /// What is paused, the largest first.

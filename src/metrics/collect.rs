@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 
 use super::{Figures, Metrics, PartitionFigures, PublishFigures, WorkerFigures};
@@ -33,7 +34,7 @@ impl Collector for Metrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Figures { worker, journal, publish } = &*self.figures;
+        let Figures { namespace, worker, journal, publish } = &*self.figures;
         let mut families = Families::default();
         if let Some([name, namespace]) = worker.info.get() {
             families.worker(name, namespace, worker);
@@ -45,7 +46,26 @@ impl Collector for Metrics {
         if let Some(figures) = publish.get() {
             families.publish(figures);
         }
+        if let Some(namespace) = namespace.get() {
+            families.0.iter_mut().for_each(|family| label(family, namespace));
+        }
         families.0
+    }
+}
+
+/// Two namespaces that one Prometheus watches must not hide one another.
+fn label(family: &mut MetricFamily, namespace: &str) {
+    for metric in family.mut_metric() {
+        if metric.get_label().iter().any(|label| label.name() == "namespace") {
+            continue;
+        }
+        let mut label = LabelPair::default();
+        label.set_name("namespace".to_owned());
+        label.set_value(namespace.to_owned());
+        let mut labels = metric.take_label();
+        labels.push(label);
+        labels.sort();
+        metric.set_label(labels);
     }
 }
 
@@ -65,6 +85,24 @@ impl Families {
             "Tasks that the worker runs at once, at the most.",
             [],
             [([], f64::from(worker.slots.load(Relaxed)))],
+        );
+        let since_us = worker.oldest_since_us.load(Relaxed);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let age = Duration::from_micros(since_us);
+        let age_s = if since_us == 0 { 0.0 } else { now.saturating_sub(age).as_secs_f64() };
+        let timeout_s = worker.oldest_timeout_ms.load(Relaxed) as f64 / 1e3;
+        let ratio = if timeout_s > 0.0 { age_s / timeout_s } else { 0.0 };
+        self.gauge(
+            "keylane_longest_running_seconds",
+            "For how long the task has run that has been running for longest; 0 if none runs.",
+            [],
+            [([], age_s)],
+        );
+        self.gauge(
+            "keylane_longest_running_timeout_ratio",
+            "The same as a share of the time after which that task is given up; 0 if it never is.",
+            [],
+            [([], ratio)],
         );
         self.counter(
             "keylane_tasks_total",

@@ -70,7 +70,8 @@ impl Metrics {
 
 impl Figures {
     /// Where a producer or a router counts.
-    pub(crate) fn publish(&self) -> Arc<PublishFigures> {
+    pub(crate) fn publish(&self, namespace: &Namespace) -> Arc<PublishFigures> {
+        self.namespace.get_or_init(|| namespace.to_string());
         Arc::clone(self.publish.get_or_init(Arc::default))
     }
 }
@@ -78,6 +79,8 @@ impl Figures {
 /// All that is counted.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
+    /// The first one that somebody worked on with these.
+    pub(crate) namespace: OnceLock<String>,
     pub(crate) worker: WorkerFigures,
     /// Of the worker's journal, if it writes one.
     pub(crate) journal: OnceLock<Arc<JournalFigures>>,
@@ -91,6 +94,10 @@ pub(crate) struct WorkerFigures {
     /// Its name and its namespace, once it works.
     pub(crate) info: OnceLock<[String; 2]>,
     pub(crate) slots: AtomicU32,
+    /// When the attempt began that has been running for longest, in microseconds since 1970, and
+    /// when it is given up, in milliseconds from then; 0 if there is none.
+    pub(crate) oldest_since_us: AtomicU64,
+    pub(crate) oldest_timeout_ms: AtomicU64,
     pub(crate) executed: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) dead_lettered: AtomicU64,
@@ -123,6 +130,8 @@ impl Default for WorkerFigures {
         Self {
             info: OnceLock::new(),
             slots: AtomicU32::default(),
+            oldest_since_us: AtomicU64::default(),
+            oldest_timeout_ms: AtomicU64::default(),
             executed: AtomicU64::default(),
             failed: AtomicU64::default(),
             dead_lettered: AtomicU64::default(),
@@ -213,9 +222,9 @@ impl PartitionFigures {
         self.lanes.store(lanes as u32, Ordering::Relaxed);
     }
 
-    /// So many tasks wait on the broker.
-    pub(crate) fn note_ready(&self, ready: u32) {
-        self.ready.store(ready, Ordering::Relaxed);
-        self.ready_is_known.store(true, Ordering::Relaxed);
+    /// So many tasks wait on the broker, if it can tell.
+    pub(crate) fn note_ready(&self, ready: Option<u32>) {
+        self.ready.store(ready.unwrap_or(0), Ordering::Relaxed);
+        self.ready_is_known.store(ready.is_some(), Ordering::Relaxed);
     }
 }

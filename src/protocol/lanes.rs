@@ -25,11 +25,13 @@
 //! else waits for them. `Cancel` turns a task that does not run into one that must
 //! not be run, where it stands.
 
+mod crowd;
 mod messages;
 mod ready;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+pub use self::crowd::{Crowd, Head};
 pub use self::messages::{IllegalInput, Input, Millis, Outcome, Output};
 pub use self::ready::Paused;
 use self::ready::Ready;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::lanes::{Crowd, Head};
 use super::ownership::WorkerId;
 use super::partition::PartitionId;
 
@@ -19,6 +20,9 @@ use super::partition::PartitionId;
 pub struct Look {
     /// Which.
     pub partition: PartitionId,
+    /// Whether its queue has answered the broker; otherwise nothing is known of what waits there
+    /// and who consumes it.
+    pub counted: bool,
     /// Tasks that wait on the broker.
     pub ready: u32,
     /// Whether anybody consumes it.
@@ -75,6 +79,8 @@ pub struct Holder {
     pub settled: u64,
     /// Whether all slots of the worker are taken.
     pub busy: bool,
+    /// The resource that its window is full of.
+    pub crowd: Option<Crowd>,
 }
 
 /// Why nothing of a partition runs.
@@ -84,6 +90,8 @@ pub struct Holder {
 pub enum Cause {
     /// No worker consumes it.
     NotConsumed,
+    /// Its queue does not answer the broker, so that nothing is known of it.
+    QueueSilent,
     /// It is paused, or everything is.
     Paused,
     /// All that its owner holds is of paused resources.
@@ -104,6 +112,15 @@ pub enum Cause {
         tasks: u32,
         /// When the first is due, in milliseconds.
         next_in_ms: u64,
+    },
+    /// The window of its owner is full of one resource, and more waits on the broker until tasks of
+    /// that one have been executed.
+    Crowded {
+        /// The owner.
+        worker: WorkerId,
+        /// The resource, and how many tasks of it are held.
+        #[serde(flatten)]
+        by: Crowd,
     },
     /// Its owner has no slot for it: tasks of other partitions run.
     NoSlot {
@@ -147,10 +164,15 @@ impl Cause {
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
-            Self::NotConsumed | Self::Paused | Self::NotHandedOut | Self::Stray(_) => None,
+            Self::NotConsumed
+            | Self::QueueSilent
+            | Self::Paused
+            | Self::NotHandedOut
+            | Self::Stray(_) => None,
             Self::OwnerSilent { worker } => worker.as_ref(),
             Self::ResourcesPaused { worker, .. }
             | Self::Retrying { worker, .. }
+            | Self::Crowded { worker, .. }
             | Self::NoSlot { worker }
             | Self::Settling { worker } => Some(worker),
         }
@@ -161,6 +183,24 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotConsumed => f.write_str("nobody consumes it: start workers (keylane work)"),
+            Self::QueueSilent => f.write_str(
+                "its queue does not answer the broker, so nothing is known of it: is the broker \
+                 overloaded, or has a majority of its cluster gone?",
+            ),
+            Self::Crowded { worker, by: Crowd { resource, tasks, head } } => {
+                let doing = match head {
+                    Head::Running => "the first of which runs",
+                    Head::Retrying => "the first of which waits for its next attempt",
+                    Head::Paused => "which is paused",
+                    Head::Waiting => "the first of which waits for a slot",
+                };
+                write!(
+                    f,
+                    "the window of {worker} is full with {tasks} tasks of {:?}, {doing}: all others \
+                     wait for them",
+                    resource.as_str()
+                )
+            }
             Self::Paused => f.write_str("paused (keylane resume)"),
             Self::ResourcesPaused { worker, tasks, window_full: false } => {
                 write!(f, "{worker} holds {tasks} tasks of paused resources, and no others")
@@ -199,8 +239,9 @@ impl fmt::Display for Cause {
                 )
             }
             Self::NotHandedOut => f.write_str(
-                "the broker hands it to no worker that answers: does a stranger consume it, or did \
-                 a cluster lose a node and then a leader? See docs/reliability.md, \"Runbook\"",
+                "the broker hands it to no worker that answers: is one frozen or cut off, does a \
+                 stranger consume it, or did a cluster lose a node and then a leader? See \
+                 docs/reliability.md, \"Runbook\"",
             ),
         }
     }
@@ -213,6 +254,9 @@ impl Look {
     pub fn cause(&self, last_holder: Option<&WorkerId>) -> Option<Cause> {
         if let Some(stray) = self.stray {
             return Some(Cause::Stray(stray));
+        }
+        if !self.counted {
+            return Some(Cause::QueueSilent);
         }
         let unsettled = self.holder.as_ref().map_or(0, |holder| holder.unsettled);
         if self.ready == 0 && unsettled == 0 {
@@ -233,6 +277,10 @@ impl Look {
         };
         let worker = holder.worker.clone();
         let tasks = holder.paused;
+        let crowd = holder.crowd.as_ref().filter(|by| self.ready > 0 && by.head != Head::Paused);
+        if let Some(by) = crowd {
+            return Some(Cause::Crowded { worker, by: by.clone() });
+        }
         if holder.unsettled == 0 {
             // It is on its way, or the broker gives it to somebody else.
             Some(Cause::NotHandedOut)
@@ -268,7 +316,7 @@ impl Look {
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// A partition stands still, or does so for another reason now.
+    /// A partition stands still or is held up, or is so for another reason now.
     Stalled {
         /// Which.
         partition: PartitionId,
@@ -295,10 +343,11 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stalled { partition, cause, ready, unsettled, .. } => {
-                write!(
-                    f,
-                    "partition {partition} stands still with {ready} ready and {unsettled} "
-                )?;
+                let how = match cause {
+                    Cause::Crowded { .. } => "is held up",
+                    _ => "stands still",
+                };
+                write!(f, "partition {partition} {how} with {ready} ready and {unsettled} ")?;
                 write!(f, "unsettled tasks: {cause}")
             }
             Self::Moves { partition, stalled_ms } => {
@@ -316,9 +365,17 @@ struct Seen {
     last_holder: Option<WorkerId>,
     ready: u32,
     stray: Option<Stray>,
+    counted: bool,
     /// When it last moved, or had a reason to stand still that is gone.
     still_since_ms: u64,
     told: Option<Cause>,
+}
+
+impl Seen {
+    fn is_crowded_by(&self, by: &Crowd) -> bool {
+        let crowd = self.holder.as_ref().and_then(|holder| holder.crowd.as_ref());
+        self.ready > 0 && crowd.is_some_and(|crowd| crowd.resource == by.resource)
+    }
 }
 
 /// Compares looks.
@@ -345,6 +402,7 @@ impl Watch {
                 last_holder: None,
                 ready: look.ready,
                 stray: look.stray,
+                counted: look.counted,
                 still_since_ms: now_ms,
                 told: None,
             };
@@ -366,10 +424,13 @@ impl Watch {
     fn compare(&self, now_ms: u64, look: Look, mut seen: Seen, events: &mut Vec<Event>) -> Seen {
         let partition = look.partition;
         let cause = look.cause(seen.last_holder.as_ref());
-        // That others go on does not help what is held there.
-        let stray = matches!(cause, Some(Cause::Stray(_)));
-        let was_stray = seen.stray.is_some();
-        let moved = if stray { !was_stray } else { look.has_moved(&seen) };
+        // That others go on does not help what is held or waits there.
+        let moved = match &cause {
+            Some(Cause::Stray(_)) => seen.stray.is_none(),
+            Some(Cause::Crowded { by, .. }) => !seen.is_crowded_by(by),
+            Some(Cause::QueueSilent) => seen.counted,
+            _ => look.has_moved(&seen),
+        };
         let for_ms = now_ms.saturating_sub(seen.still_since_ms);
         match cause {
             Some(cause) if !moved => {
@@ -394,7 +455,8 @@ impl Watch {
         if let Some(holder) = &look.holder {
             seen.last_holder = Some(holder.worker.clone());
         }
-        Seen { holder: look.holder, ready: look.ready, stray: look.stray, ..seen }
+        let Look { holder, ready, stray, counted, .. } = look;
+        Seen { holder, ready, stray, counted, ..seen }
     }
 }
 

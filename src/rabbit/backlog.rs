@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::{Channel, Connection};
 use tokio::time::timeout;
 
-use super::consumer::counts;
+use super::consumer::{Counted, counts};
 use super::error::{Doing, Error};
 
 /// A broker that blocks the connection (memory or disk run low) answers when it
@@ -22,15 +22,16 @@ impl Backlog {
         opened.doing("open a channel").map(Self)
     }
 
-    /// How many messages of a queue nobody holds.
+    /// How many messages of a queue nobody holds; `None` if its leader does not answer.
     ///
     /// # Errors
     /// [`Error::QueueMissing`], [`Error::Silent`] after five seconds, and when the
     /// connection is lost.
-    pub(crate) async fn ready(&self, queue: &str) -> Result<u32, Error> {
-        let counted = within(counts(&self.0, queue)).await??;
-        let (ready, _) = counted.ok_or_else(|| Error::QueueMissing { queue: queue.to_owned() })?;
-        Ok(ready)
+    pub(crate) async fn ready(&self, queue: &str) -> Result<Option<u32>, Error> {
+        match within(counts(&self.0, queue)).await?? {
+            Counted::Silent => Ok(None),
+            counted => counted.known(queue).map(|(ready, _)| Some(ready)),
+        }
     }
 }
 

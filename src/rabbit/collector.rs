@@ -7,7 +7,7 @@ use lapin::{Channel, Connection};
 use tokio::task::JoinSet;
 
 use super::connection::{Connect, close_connection};
-use super::consumer::counts;
+use super::consumer::{Counted, counts};
 use super::control::Control;
 use super::error::{Doing, Error};
 use super::steering::OrderLog;
@@ -36,6 +36,15 @@ pub(crate) struct Count {
     pub(crate) ready: u32,
     /// Consumers, standbys included or not: the broker decides.
     pub(crate) consumers: u32,
+    /// Whether the queue's leader answered: otherwise nothing is known of it.
+    pub(crate) known: bool,
+}
+
+impl Count {
+    /// What a leader has answered.
+    pub(crate) fn known(ready: u32, consumers: u32) -> Self {
+        Self { ready, consumers, known: true }
+    }
 }
 
 /// What the broker counts in a namespace.
@@ -147,9 +156,10 @@ async fn count(channel: &Channel, queues: &[String]) -> Result<Vec<Count>, Error
     let mut found = Vec::with_capacity(queues.len());
     for queue in queues {
         let counted = counts(channel, queue).await?;
-        let missing = || Error::QueueMissing { queue: queue.clone() };
-        let (ready, consumers) = counted.ok_or_else(missing)?;
-        found.push(Count { ready, consumers });
+        found.push(match counted {
+            Counted::Silent => Count::default(),
+            counted => counted.known(queue).map(|(ready, all)| Count::known(ready, all))?,
+        });
     }
     Ok(found)
 }

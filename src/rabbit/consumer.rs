@@ -185,27 +185,63 @@ impl Drop for QueueChannel {
 /// empty queue is not asked twice.
 const LEADER_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A leader that is so slow three times in a row is in more trouble than a count could tell.
+/// A leader that is so slow three times in a row does not answer.
 const LOOKS: u32 = 3;
 
-/// How many messages of a queue are ready, and how many consumers it has;
-/// `None` if there is no such queue. Closes the channel in that case.
-pub(crate) async fn counts(channel: &Channel, queue: &str) -> Result<Option<(u32, u32)>, Error> {
-    for _ in 1..LOOKS {
+/// What the broker tells of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// There is no such queue.
+    Missing,
+    /// There is, and its leader does not answer the broker.
+    Silent,
+    Known {
+        /// Messages that nobody holds.
+        ready: u32,
+        consumers: u32,
+    },
+}
+
+impl Counted {
+    /// Whether there is such a queue.
+    pub(crate) fn exists(self) -> bool {
+        self != Self::Missing
+    }
+
+    /// How many messages are ready, and how many consumers there are.
+    ///
+    /// # Errors
+    /// [`Error::QueueMissing`] and [`Error::QueueSilent`].
+    pub(crate) fn known(self, queue: &str) -> Result<(u32, u32), Error> {
+        match self {
+            Self::Known { ready, consumers } => Ok((ready, consumers)),
+            Self::Missing => Err(Error::QueueMissing { queue: queue.to_owned() }),
+            Self::Silent => Err(Error::QueueSilent { queue: queue.to_owned() }),
+        }
+    }
+}
+
+/// Counts what is in a queue. Closes the channel if there is none.
+pub(crate) async fn counts(channel: &Channel, queue: &str) -> Result<Counted, Error> {
+    for _ in 0..LOOKS {
         let asked = Instant::now();
         let found = look(channel, queue).await?;
-        if found != Some((0, 0)) || asked.elapsed() < LEADER_TIMEOUT {
+        let empty = Counted::Known { ready: 0, consumers: 0 };
+        if found != empty || asked.elapsed() < LEADER_TIMEOUT {
             return Ok(found);
         }
     }
-    look(channel, queue).await
+    Ok(Counted::Silent)
 }
 
-async fn look(channel: &Channel, queue: &str) -> Result<Option<(u32, u32)>, Error> {
+async fn look(channel: &Channel, queue: &str) -> Result<Counted, Error> {
     let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
     match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
-        Ok(found) => Ok(Some((found.message_count(), found.consumer_count()))),
-        Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => Ok(None),
+        Ok(found) => {
+            let (ready, consumers) = (found.message_count(), found.consumer_count());
+            Ok(Counted::Known { ready, consumers })
+        }
+        Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => Ok(Counted::Missing),
         Err(error) => Err(Error::from_lapin(format!("look at {queue}"), error)),
     }
 }

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::connection::close;
 use super::error::{Doing, Error, reply};
 use super::planner::MemberMessage;
+use crate::protocol::lanes::Crowd;
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::PartitionId;
@@ -151,6 +152,51 @@ pub struct RunningTask {
     pub since_us: u64,
 }
 
+/// A task that has been running for longer than the others of its worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LongRunning {
+    /// Which.
+    #[serde(flatten)]
+    pub running: RunningTask,
+    /// For how long, in milliseconds.
+    pub for_ms: u64,
+    /// When it is given up, in milliseconds from its start; `None` for never.
+    pub timeout_ms: Option<u64>,
+}
+
+impl LongRunning {
+    /// An attempt that goes on.
+    pub(crate) fn new(running: RunningTask, for_ms: u64, timeout_ms: Option<u64>) -> Self {
+        Self { running, for_ms, timeout_ms }
+    }
+
+    /// Whether more than half of its time is over.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.timeout_ms.is_some_and(|timeout_ms| self.for_ms > timeout_ms / 2)
+    }
+}
+
+/// A partition whose window is full of one resource. If more of it waits on the broker, that
+/// waits for this resource.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Crowded {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The resource.
+    #[serde(flatten)]
+    pub by: Crowd,
+}
+
+impl Crowded {
+    /// A partition that is full of this.
+    pub(crate) fn new(partition: PartitionId, by: Crowd) -> Self {
+        Self { partition, by }
+    }
+}
+
 /// How a worker is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -187,6 +233,12 @@ pub struct WorkerReport {
     /// The resources with the largest shares in that, the largest first; ten at the most.
     #[serde(default)]
     pub hot: Vec<HotResource>,
+    /// The tasks that have been running for longest, the longest first; ten at the most.
+    #[serde(default)]
+    pub longest: Vec<LongRunning>,
+    /// Its partitions whose window is full of one resource.
+    #[serde(default)]
+    pub crowded: Vec<Crowded>,
 }
 
 /// What a worker did lately. What was a minute ago counts half, and so on.

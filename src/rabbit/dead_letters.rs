@@ -233,7 +233,9 @@ impl DeadLetters {
             if look > 0 {
                 sleep(LOOK_PACE).await;
             }
-            (left, _) = counts(&channel, &queue).await?.ok_or_else(missing)?;
+            let counted = counts(&channel, &queue).await?;
+            (left, _) =
+                if counted.exists() { counted.known(&queue)? } else { return Err(missing()) };
             if left > 0 {
                 break;
             }

@@ -85,7 +85,7 @@ async fn existing(
     let mut channel = connection.create_channel().await.doing("open a channel")?;
     for partition in topology.partitions() {
         let queue = Namespace::epoch(&namespace.partition(topology, partition));
-        let found = counts(&channel, &queue).await?.is_some();
+        let found = counts(&channel, &queue).await?.exists();
         if !found {
             channel = connection.create_channel().await.doing("open a channel")?;
         }
@@ -147,7 +147,7 @@ impl Others {
     ) -> Result<Self, Error> {
         let channel = connection.create_channel().await.doing("open a channel")?;
         // It is declared before all counters.
-        let left = counts(&channel, &namespace.dead()).await?.is_some();
+        let left = counts(&channel, &namespace.dead()).await?.exists();
         close(&channel).await;
         Ok(if left { Self::Init } else { Self::None })
     }

@@ -181,6 +181,22 @@ pub enum Error {
         /// Its name.
         queue: String,
     },
+    /// The leader of a queue does not answer the broker.
+    #[error(
+        "the leader of queue {queue} does not answer the broker: is the broker overloaded, or has a majority of its cluster gone?"
+    )]
+    QueueSilent {
+        /// Its name.
+        queue: String,
+    },
+    /// The broker takes no messages for the time being.
+    #[error(
+        "cannot {doing} now: the broker takes no messages, for it runs low on memory or disk (rabbitmq-diagnostics alarms); it may do so once it recovers"
+    )]
+    Blocked {
+        /// What was tried.
+        doing: String,
+    },
     /// The broker has not answered for so long that it may take us for dead.
     #[error(
         "the broker has not answered for {seconds} s: what runs is aborted before it is given to another worker"
@@ -217,6 +233,8 @@ impl Error {
             Self::Unreachable { .. }
             | Self::Silent { .. }
             | Self::Minority { .. }
+            | Self::QueueSilent { .. }
+            | Self::Blocked { .. }
             | Self::Broker { .. } => true,
             Self::BadUrl { .. }
             | Self::BadTlsFile { .. }

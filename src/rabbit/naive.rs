@@ -87,8 +87,7 @@ impl NaiveQueue {
 
     /// How many messages wait and how many consumers compete for them.
     pub(crate) async fn counts(&self) -> Result<(u32, u32), Error> {
-        let found = counts(&self.channel, &self.name).await?;
-        found.ok_or_else(|| Error::QueueMissing { queue: self.name.clone() })
+        counts(&self.channel, &self.name).await?.known(&self.name)
     }
 
     /// Hands up to `prefetch` messages at once to `handler`, with whether they

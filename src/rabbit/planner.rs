@@ -11,7 +11,7 @@ use lapin::{BasicProperties, Channel, Connection, Consumer};
 use serde::{Deserialize, Serialize};
 
 use super::connection::arguments;
-use super::consumer::counts;
+use super::consumer::{Counted, counts};
 use super::control::Said;
 use super::error::{Doing, Error, reply};
 use super::topology::refused;
@@ -144,11 +144,13 @@ impl PlannerQueue {
             Some(channel) => channel,
             None => connection.create_channel().await.doing("open a channel")?,
         };
-        let Some((_, consumers)) = counts(&channel, queue).await? else {
+        let counted = counts(&channel, queue).await?;
+        if counted == Counted::Missing {
             return Err(Error::QueueMissing { queue: queue.to_owned() });
-        };
+        }
         self.counting = Some(channel);
-        Ok(consumers == 0)
+        // Of a leader that does not answer nothing is known.
+        Ok(matches!(counted, Counted::Known { consumers: 0, .. }))
     }
 }
 

@@ -48,6 +48,9 @@ pub struct Status {
     pub hot: Vec<ResourceShare>,
     /// What is paused and cancelled.
     pub steering: Steering,
+    /// Whether the broker takes no messages, for it runs low on memory or disk. Then no worker can
+    /// be asked.
+    pub blocked: bool,
 }
 
 /// The share of a resource in the load of all workers of late, at the least.
@@ -84,6 +87,9 @@ pub struct PartitionStatus {
     /// The workers that stand in its line, by their own account: the first one owns it, and the
     /// next one takes over when that is lost.
     pub line: Vec<WorkerId>,
+    /// Whether its queue has answered the broker. Otherwise `ready` is 0 and `consumed` is false,
+    /// and neither is known.
+    pub counted: bool,
     /// Tasks that wait on the broker.
     pub ready: u32,
     /// Deliveries at workers that are not settled.
@@ -163,7 +169,11 @@ impl Observer {
             workers.sort_by(|a, b| a.worker.cmp(&b.worker));
             workers.dedup_by(|a, b| a.worker == b.worker);
         }
-        Ok(Status::new(collector.namespace(), *collector.topology(), &counts, workers, steering))
+        let (namespace, topology) = (collector.namespace(), *collector.topology());
+        let mut status = Status::new(namespace, topology, &counts, workers, steering);
+        // The broker says so once something was published.
+        status.blocked = collector.connection().status().blocked();
+        Ok(status)
     }
 
     pub(crate) async fn close(self) {
@@ -188,6 +198,7 @@ impl Status {
                 owner: None,
                 planned: None,
                 line: Vec::new(),
+                counted: count.known,
                 ready: count.ready,
                 unsettled: 0,
                 running: 0,
@@ -210,6 +221,7 @@ impl Status {
             dead: counts.dead.ready,
             hot,
             steering,
+            blocked: false,
         };
         let causes: Vec<_> = status.looks().map(|look| look.cause(None)).collect();
         for (partition, cause) in status.partitions.iter_mut().zip(causes) {
@@ -237,6 +249,7 @@ impl Status {
         let answering: Vec<_> = self.workers.iter().map(|worker| worker.worker.clone()).collect();
         self.partitions.iter().map(move |partition| Look {
             partition: partition.partition,
+            counted: partition.counted,
             ready: partition.ready,
             consumed: partition.consumed,
             paused: partition.paused,
@@ -259,6 +272,11 @@ impl Status {
                 startable: held.startable,
                 settled: held.settled,
                 busy: worker.busy >= worker.slots,
+                crowd: worker
+                    .crowded
+                    .iter()
+                    .find(|crowded| crowded.partition == partition)
+                    .map(|crowded| crowded.by.clone()),
             })
         })
     }
@@ -342,6 +360,7 @@ pub(crate) mod fuzz {
             owner: None,
             planned: None,
             line: Vec::new(),
+            counted: true,
             ready: 0,
             unsettled: 0,
             running: 0,

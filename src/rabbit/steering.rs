@@ -113,7 +113,7 @@ const SEGMENT_BYTES: i64 = 5_000_000;
 pub(super) async fn declare(connection: &Connection, namespace: &Namespace) -> Result<(), Error> {
     let name = namespace.steering();
     let channel = connection.create_channel().await.doing("open a channel")?;
-    let exists = counts(&channel, &name).await?.is_some();
+    let exists = counts(&channel, &name).await?.exists();
     // The look at one that is missing has closed its channel.
     let channel = connection.create_channel().await.doing("open a channel")?;
     let arguments = arguments([
@@ -158,6 +158,9 @@ async fn append(
             return Err(Error::Broker { doing: doing(), source });
         }
         Ok(Err(error)) => return Err(error),
+        Err(_) if connection.status().blocked() => {
+            return Err(Error::Blocked { doing: doing() });
+        }
         Err(_) => {
             let source = "the broker does not confirm it: has the stream a leader?".into();
             return Err(Error::Broker { doing: doing(), source });

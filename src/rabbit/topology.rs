@@ -249,7 +249,7 @@ async fn declare_journal(
 ) -> Result<(), Error> {
     let name = namespace.journal();
     let channel = connection.create_channel().await.doing("open a channel")?;
-    if retention.is_none() && counts(&channel, &name).await?.is_some() {
+    if retention.is_none() && counts(&channel, &name).await?.exists() {
         close(&channel).await;
         return Ok(());
     }

@@ -1,9 +1,10 @@
 //! What one owner holds of its partition; written by it only, read by who reports.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::protocol::lanes::Lanes;
+use crate::protocol::lanes::{Crowd, Lanes};
 use crate::protocol::partition::PartitionId;
 use crate::rabbit::control::HeldPartition;
 
@@ -21,7 +22,14 @@ pub(super) struct Held {
     /// Time that handlers ran, added up, and until when; microseconds since the worker started.
     busy_us: AtomicU64,
     noted_us: AtomicU64,
+    /// The resource that fills the window, when it was last looked for; microseconds since the
+    /// worker started.
+    crowd: Mutex<Option<(u64, Option<Crowd>)>>,
+    full: AtomicBool,
 }
+
+/// Time between two looks for the resource that fills a window, in microseconds.
+const CROWD_LOOK_US: u64 = 1_000_000;
 
 /// No retry is due.
 const NEVER: u64 = u64::MAX;
@@ -39,14 +47,24 @@ impl Default for Held {
             settled: AtomicU64::new(0),
             busy_us: AtomicU64::new(0),
             noted_us: AtomicU64::new(0),
+            crowd: Mutex::new(None),
+            full: AtomicBool::new(false),
         }
     }
 }
 
 impl Held {
-    /// What the lanes hold. `now`, `retry_at`: since the worker started.
-    pub(super) fn note(&self, now: Duration, lanes: &Lanes, retry_at: Option<Duration>) {
+    /// What the lanes hold. `now`, `retry_at`: since the worker started. `window`: how many
+    /// deliveries they hold at the most.
+    pub(super) fn note(
+        &self,
+        now: Duration,
+        lanes: &Lanes,
+        retry_at: Option<Duration>,
+        window: usize,
+    ) {
         self.add_busy(now);
+        self.note_crowd(micros(now), lanes, window);
         // A window holds no more than a prefetch, which has 16 bits.
         self.unsettled.store(lanes.unsettled() as u32, Ordering::Relaxed);
         self.running.store(lanes.running() as u32, Ordering::Relaxed);
@@ -55,6 +73,29 @@ impl Held {
         self.startable.store(lanes.startable() as u32, Ordering::Relaxed);
         let retry_at = retry_at.and_then(|at| u64::try_from(at.as_millis()).ok());
         self.retry_at_ms.store(retry_at.unwrap_or(NEVER), Ordering::Relaxed);
+    }
+
+    fn note_crowd(&self, now_us: u64, lanes: &Lanes, window: usize) {
+        let full = lanes.unsettled() >= window;
+        let was_full = self.full.swap(full, Ordering::Relaxed);
+        if !full && !was_full {
+            return;
+        }
+        let mut crowd = self.crowd();
+        // A window that is refilled at once stays full.
+        let looked = crowd.as_ref().map(|(at_us, _)| *at_us);
+        if looked.is_none_or(|at_us| now_us.saturating_sub(at_us) >= CROWD_LOOK_US) {
+            *crowd = full.then(|| (now_us, lanes.crowd(window)));
+        }
+    }
+
+    /// The resource that fills the window, if one does.
+    pub(super) fn crowded_by(&self) -> Option<Crowd> {
+        self.crowd().as_ref()?.1.clone()
+    }
+
+    fn crowd(&self) -> MutexGuard<'_, Option<(u64, Option<Crowd>)>> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The broker handed out something: so this is, or was, the owner.
@@ -76,6 +117,7 @@ impl Held {
             count.store(0, Ordering::Relaxed);
         }
         self.retry_at_ms.store(NEVER, Ordering::Relaxed);
+        *self.crowd() = None;
     }
 
     /// A delivery is done.

@@ -38,7 +38,7 @@ use crate::protocol::plan::Plan;
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
-use crate::rabbit::control::{HotResource, RecentLoad, WorkerReport};
+use crate::rabbit::control::{Crowded, HotResource, RecentLoad, WorkerReport};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Journal;
 use crate::spans::Tracer;
@@ -269,6 +269,9 @@ struct Shared<E> {
 /// The hottest resources of a worker that a report names.
 const HOT_RESOURCES: usize = 10;
 
+/// The longest-running tasks that it names.
+const LONGEST_RUNNING: usize = 10;
+
 impl<E> Shared<E> {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.get().and_then(Option::as_ref)
@@ -282,6 +285,7 @@ impl<E> Shared<E> {
         leave: CancellationToken,
     ) -> Self {
         let metrics = options.metrics.clone().unwrap_or_default();
+        metrics.figures.namespace.get_or_init(|| connect.namespace().to_string());
         metrics.figures.worker.works(&options.id, connect.namespace(), options.slots);
         Self {
             connect: connect.with_name(format!("keylane {}", options.id)),
@@ -289,7 +293,7 @@ impl<E> Shared<E> {
             options,
             source,
             executor,
-            stints: Stints::default(),
+            stints: Stints::new(Arc::clone(&metrics.figures)),
             journal: OnceLock::new(),
             figures: metrics.figures,
             tracer: Tracer::global(),
@@ -340,6 +344,10 @@ impl<E> Shared<E> {
             attempts: load.attempts as u64,
             handler_ms: ms(load.handler_us),
         });
+        let crowded = topology
+            .partitions()
+            .zip(held)
+            .filter_map(|(partition, held)| Some(Crowded::new(partition, held.crowded_by()?)));
         WorkerReport {
             worker: self.options.id.clone(),
             weight: self.options.weight,
@@ -358,6 +366,8 @@ impl<E> Shared<E> {
                 handler_ms: ms(load.handler_us),
             },
             hot: hot.collect(),
+            longest: self.stints.longest(LONGEST_RUNNING),
+            crowded: crowded.collect(),
         }
     }
 }

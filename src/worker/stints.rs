@@ -2,18 +2,25 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::handler::Attempt;
+use crate::metrics::Figures;
 use crate::protocol::task::TaskId;
-use crate::rabbit::control::RunningTask;
+use crate::rabbit::control::{LongRunning, RunningTask};
 
 /// All slots of a worker.
-#[derive(Default)]
 pub(super) struct Stints {
     /// By the number of the slot. As long as the most that ever ran at once.
-    slots: Mutex<Vec<Option<RunningTask>>>,
+    slots: Mutex<Vec<Option<Slot>>>,
     clock: AtomicU64,
+    figures: Arc<Figures>,
+}
+
+/// What runs in a slot, and when it is given up, in milliseconds from its start.
+struct Slot {
+    running: RunningTask,
+    timeout_ms: Option<u64>,
 }
 
 /// The time that one attempt has, or had, in one slot.
@@ -32,6 +39,10 @@ pub(super) struct Running<'a> {
 }
 
 impl Stints {
+    pub(super) fn new(figures: Arc<Figures>) -> Self {
+        Self { slots: Mutex::default(), clock: AtomicU64::default(), figures }
+    }
+
     /// The time, in microseconds since 1970. Never goes back, whatever the clock
     /// of the machine does.
     pub(super) fn now_us(&self) -> u64 {
@@ -48,13 +59,17 @@ impl Stints {
             slots.len() - 1
         });
         let since_us = self.now_us();
-        slots[free] = Some(RunningTask {
+        let running = RunningTask {
             task: attempt.id.clone(),
             resource: attempt.task.resource.clone(),
             partition: attempt.partition,
             attempt: attempt.number,
             since_us,
-        });
+        };
+        slots[free] = Some(Slot { running, timeout_ms: attempt.timeout.map(millis) });
+        if slots.iter().flatten().nth(1).is_none() {
+            self.note_oldest(&slots);
+        }
         // Fewer than there are permits, which has 32 bits.
         stint.slot.store(free as u32, Ordering::Relaxed);
         stint.started_us.store(since_us, Ordering::Relaxed);
@@ -63,10 +78,34 @@ impl Stints {
 
     /// The attempts at a task that run now.
     pub(super) fn find(&self, task: &TaskId) -> Option<RunningTask> {
-        self.slots().iter().flatten().find(|running| running.task == *task).cloned()
+        let slots = self.slots();
+        let found = slots.iter().flatten().find(|slot| slot.running.task == *task);
+        found.map(|slot| slot.running.clone())
     }
 
-    fn slots(&self) -> MutexGuard<'_, Vec<Option<RunningTask>>> {
+    /// The attempts that have been running for longest, the longest first.
+    pub(super) fn longest(&self, most: usize) -> Vec<LongRunning> {
+        let now_us = self.now_us();
+        let slots = self.slots();
+        let mut running: Vec<&Slot> = slots.iter().flatten().collect();
+        running.sort_by_key(|slot| slot.running.since_us);
+        let longest = running.into_iter().take(most).map(|Slot { running, timeout_ms }| {
+            let for_ms = now_us.saturating_sub(running.since_us) / 1_000;
+            LongRunning::new(running.clone(), for_ms, *timeout_ms)
+        });
+        longest.collect()
+    }
+
+    /// Counts the oldest attempt anew.
+    fn note_oldest(&self, slots: &[Option<Slot>]) {
+        let oldest = slots.iter().flatten().min_by_key(|slot| slot.running.since_us);
+        let (since_us, timeout_ms) =
+            oldest.map_or((0, 0), |slot| (slot.running.since_us, slot.timeout_ms.unwrap_or(0)));
+        self.figures.worker.oldest_since_us.store(since_us, Ordering::Relaxed);
+        self.figures.worker.oldest_timeout_ms.store(timeout_ms, Ordering::Relaxed);
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Option<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,8 +114,11 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut slots = self.stints.slots();
         self.stint.ended_us.store(self.stints.now_us(), Ordering::Relaxed);
-        if let Some(slot) = slots.get_mut(self.stint.slot.load(Ordering::Relaxed) as usize) {
-            *slot = None;
+        let slot = slots.get_mut(self.stint.slot.load(Ordering::Relaxed) as usize);
+        let ended = slot.and_then(Option::take);
+        let oldest_us = self.stints.figures.worker.oldest_since_us.load(Ordering::Relaxed);
+        if ended.is_some_and(|ended| ended.running.since_us <= oldest_us) {
+            self.stints.note_oldest(&slots);
         }
     }
 }
@@ -88,5 +130,47 @@ impl Stint {
         let started = self.started_us.load(Ordering::Relaxed);
         let took = self.ended_us.load(Ordering::Relaxed).saturating_sub(started);
         (started > 0).then(|| (self.slot.load(Ordering::Relaxed), started, took))
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::task::{Resource, Task};
+
+    fn attempt(id: &str) -> Attempt {
+        let resource = Resource::new(id).expect("a resource");
+        let mut attempt = Attempt::new(TaskId::new(id).expect("an id"), Task::on(resource, "x"));
+        attempt.timeout = Some(Duration::from_secs(9));
+        attempt
+    }
+
+    #[test]
+    fn the_oldest_attempt_is_known_until_it_ends() {
+        let figures = Arc::<Figures>::default();
+        let stints = Stints::new(Arc::clone(&figures));
+        let since = || figures.worker.oldest_since_us.load(Ordering::Relaxed);
+        let began = |id| {
+            std::thread::sleep(Duration::from_millis(2));
+            stints.begin(&attempt(id), Arc::default())
+        };
+        assert_eq!(since(), 0);
+        let (first, second, third) = (began("first"), began("second"), began("third"));
+        let longest = stints.longest(2);
+        let names: Vec<_> = longest.iter().map(|one| one.running.task.as_str()).collect();
+        assert_eq!(names, ["first", "second"]);
+        assert!(longest[0].for_ms >= 4 && longest[0].timeout_ms == Some(9_000), "{longest:?}");
+        let oldest = since();
+        drop(second);
+        assert_eq!(since(), oldest, "the first goes on");
+        drop(first);
+        assert_eq!(since(), stints.longest(1)[0].running.since_us, "it is the third's now");
+        assert_eq!(figures.worker.oldest_timeout_ms.load(Ordering::Relaxed), 9_000);
+        drop(third);
+        assert_eq!(since(), 0);
     }
 }

@@ -446,7 +446,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
             since_start.saturating_add(at.since_origin())
         });
         let now = self.session.shared.started.elapsed();
-        self.session.held[self.index].note(now, &self.lanes, retry_at);
+        let window = usize::from(self.session.topology.prefetch.get());
+        self.session.held[self.index].note(now, &self.lanes, retry_at, window);
         let Self { counting, lanes, .. } = self;
         counting.note(lanes.unsettled(), lanes.running(), lanes.lanes());
     }

@@ -54,6 +54,8 @@ async fn a_publisher_waits_while_the_broker_takes_nothing_and_says_so() {
     let broker = Broker::start().await.unwrap();
     let user = User::on(&broker);
     user.succeeds(&["init", "--partitions", "4"]);
+    let worker = user.starts(&["work", "--exec", "true"]);
+    user.waits_for("a worker", || !user.status()["workers"].as_array().unwrap().is_empty());
     let watermark = ["rabbitmqctl", "set_vm_memory_high_watermark"];
     broker.exec([watermark[0], watermark[1], "0.00001"]).await.unwrap();
     let input: String = (0..500).map(|n| format!("{{\"r\":{n}}}\n")).collect();
@@ -66,10 +68,21 @@ async fn a_publisher_waits_while_the_broker_takes_nothing_and_says_so() {
         user.lines_of("publisher.log").iter().any(|line| line.contains("blocks publishing"))
     });
     assert!(publisher.0.try_wait().unwrap().is_none(), "it waits");
+    // Nobody can be asked; that is not the same as nobody being there.
+    let seen = user.succeeds(&["status"]);
+    assert!(seen.out.contains("low on memory or disk"), "{seen:?}");
+    assert_eq!(user.status()["blocked"], true);
+    // It is on its way all the same.
+    user.fails(1, &["pause", "--all"], &["low on memory or disk", "once it recovers"]);
     broker.exec([watermark[0], watermark[1], "0.6"]).await.unwrap();
     let ran = publisher.ends();
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.out.contains("published 500 tasks"), "{ran:?}");
+    assert_eq!(user.status()["blocked"], false);
+    user.succeeds(&["resume", "--all"]);
+    user.waits_for_quiet();
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

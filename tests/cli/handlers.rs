@@ -234,3 +234,27 @@ async fn a_second_ctrl_c_leaves_at_once_and_takes_its_children_along() {
     work(&user, &["--exec", "echo again >>log"]);
     assert_eq!(user.lines_of("log"), ["again"], "what ran is executed again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_hangs_is_named_with_its_age() {
+    let user = User::with_partitions(2).await;
+    let input = user.file("tasks.ndjson", "{\"r\":\"door\",\"id\":\"t1\"}\n");
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r", "--id", "/id"]);
+    let worker = user.starts(&["work", "--exec", "sleep 12", "--task-timeout", "20s", "--id", "w"]);
+    user.waits_for("a task that runs", || {
+        user.status()["workers"][0]["longest"][0]["for_ms"].as_u64() > Some(2_000)
+    });
+    let longest = user.status()["workers"][0]["longest"][0].clone();
+    assert_eq!((&longest["task"], &longest["timeout_ms"]), (&"t1".into(), &20_000.into()));
+    let seen = user.succeeds(&["status"]);
+    assert!(!seen.out.contains("running longest"), "it has hardly begun: {seen:?}");
+    user.waits_for("its row", || {
+        let seen = user.succeeds(&["status"]);
+        let row = seen.out.lines().find(|line| line.contains("t1"));
+        row.is_some_and(|row| row.contains("door") && row.contains("20s"))
+    });
+    user.waits_for_quiet();
+    assert_eq!(user.status()["workers"][0]["longest"], serde_json::json!([]));
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+}

@@ -34,8 +34,8 @@ pub(super) struct Top {
     json: bool,
 }
 
-/// A picture comes every second; of the first one the journal is not a part yet.
-const SECOND_PICTURE: Duration = Duration::from_secs(5);
+/// A picture comes every second; of the first ones the journal is not a part yet.
+const WHOLE_PICTURE: Duration = Duration::from_secs(20);
 
 /// How often the reader of keys looks whether it is to end.
 const KEY_POLL: Duration = Duration::from_millis(100);
@@ -46,8 +46,9 @@ impl Top {
         let observer = Observer::start(&connect, "top", Arc::new(Looks::default())).await?;
         let mut frames = observer.watch();
         if self.once || self.json || !io::stdout().is_terminal() {
-            // Without a second one, the first has to do.
-            timeout(SECOND_PICTURE, frames.changed()).await.ok();
+            let whole = frames.wait_for(|frame| frame.snapshot.totals.rates_known);
+            // A journal that cannot be read by then leaves its figures out.
+            timeout(WHOLE_PICTURE, whole).await.ok();
             let frame = Arc::clone(&frames.borrow());
             if self.json {
                 out!("{}", frame.json());

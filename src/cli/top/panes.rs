@@ -149,6 +149,7 @@ fn partitions(snapshot: &Snapshot, order: &str) -> Vec<Line> {
         let why = stuck(number).map(|stuck| match stuck.why {
             StuckBecause::Unowned => "stuck: nobody consumes it".to_owned(),
             StuckBecause::StandsStill => "stuck: stands still".to_owned(),
+            StuckBecause::HeldUp => "held up by one resource".to_owned(),
         });
         let style = if why.is_some() { Style::new().fg(Color::Red) } else { Style::new() };
         let owner = why.or_else(|| owner(number)).unwrap_or_else(|| "-".to_owned());

@@ -2,7 +2,7 @@
 
 use super::super::progress::grouped;
 use super::panes::span;
-use super::screen::rate;
+use super::screen::{executed_rate, rate};
 use crate::dashboard::snapshot::Snapshot;
 
 /// Rows of a list, at the most.
@@ -13,7 +13,7 @@ pub(super) fn print(snapshot: &Snapshot) {
     out!("namespace {:?}: {}", snapshot.namespace, snapshot.verdict.text);
     out!(
         "executed {}/s, running {} of {} slots, ready {}, unsettled {}, retrying {}, dead letters {}",
-        rate(totals.executed_per_s),
+        executed_rate(totals),
         grouped(totals.running),
         grouped(totals.slots),
         grouped(totals.ready),

@@ -10,7 +10,7 @@ use ratatui::widgets::{Block, Clear, Paragraph, Sparkline, Tabs};
 use super::super::progress::grouped;
 use super::panes;
 use super::state::{Pane, State};
-use crate::dashboard::snapshot::{Flow, Snapshot};
+use crate::dashboard::snapshot::{Flow, Snapshot, Totals};
 
 /// From this size on all lists are shown at once.
 const ROOMY: (u16, u16) = (120, 36);
@@ -80,7 +80,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
         figures.push(if bad { value.red().bold() } else { value.bold() });
         figures.push("  ".into());
     };
-    figure("executed", format!("{}/s", rate(totals.executed_per_s)), false);
+    figure("executed", format!("{}/s", executed_rate(totals)), false);
     figure("running", format!("{}/{}", grouped(totals.running), grouped(totals.slots)), false);
     figure("ready", grouped(totals.ready + u64::from(totals.inbox)), false);
     figure("retrying", snapshot.retrying_total.to_string(), false);
@@ -154,6 +154,11 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
     frame.render_widget(Clear, at);
     let block = Block::bordered().title(" Keys ").border_style(Style::new().fg(Color::Cyan));
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), at);
+}
+
+/// Tasks executed a second, as far as that is known yet.
+pub(super) fn executed_rate(totals: &Totals) -> String {
+    if totals.rates_known { rate(totals.executed_per_s) } else { "-".to_owned() }
 }
 
 /// Tasks a second.

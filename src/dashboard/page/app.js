@@ -51,7 +51,7 @@ export const freeze = () => stream.stop();
 function figures({ totals, workers, retrying_total: retrying }) {
   const answering = workers.filter((worker) => !worker.silent).length;
   const values = {
-    rate: [rate(totals.executed_per_s), "/s"],
+    rate: [totals.rates_known ? rate(totals.executed_per_s) : "–", "/s"],
     running: [count(totals.running), `of ${count(totals.slots)} slots`],
     ready: [short(totals.ready + totals.inbox), totals.unsettled > 0 ? `+ ${short(totals.unsettled)} held` : ""],
     workers: [count(answering), workers.length > answering ? `${workers.length - answering} silent` : ""],
@@ -72,8 +72,7 @@ function charts(history) {
   // The present second is not over.
   const whole = (values) => values.slice(0, -1);
   const executed = whole(history.executed);
-  // Where nothing failed there is no line.
-  const failed = whole(history.failed).map((value, n) => value + history.dead_lettered[n] || null);
+  const failed = whole(history.failed).map((value, n) => value + history.dead_lettered[n]);
   const most = Math.max(...executed);
   throughput.draw(history.from_s, 1, [executed, failed], `The last minutes, up to ${count(most)}.`);
   const half = history.p50_us.findLast((value) => value !== null);

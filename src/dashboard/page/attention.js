@@ -1,13 +1,8 @@
-// Where it is stuck: partitions nobody gets on with, resources that are tried
-// again, and paused ones.
+// Where it is stuck: partitions nobody gets on with, tasks that hang, resources
+// that are tried again, and paused ones.
 
 import { byId, change, h, keyed, lookUp, readOnly, text } from "./dom.js";
 import { ago, count, span } from "./format.js";
-
-const WHY = {
-  unowned: "nobody consumes it: start workers (keylane work)",
-  stands_still: "the broker hands its tasks to nobody that answers (keylane status says more)",
-};
 
 /** A heading, a list below it, and a line for what is not shown. */
 class Group {
@@ -29,15 +24,28 @@ class Group {
 export class Attention {
   constructor() {
     this.stuck = new Group("Stuck partitions", "none");
+    this.late = new Group("Tasks that run for over half of their time", "none");
     this.retrying = new Group("Retrying resources", "none");
     this.paused = new Group("Paused", "none");
-    byId("attention").replaceChildren(this.stuck.element, this.retrying.element, this.paused.element);
+    byId("attention").replaceChildren(
+      this.stuck.element,
+      this.late.element,
+      this.retrying.element,
+      this.paused.element,
+    );
   }
 
-  show({ stuck, retrying, retrying_total: total, paused, at_us: now }) {
+  show({ stuck, late, late_total: lateTotal, retrying, retrying_total: total, paused, at_us: now }) {
     this.stuck.show(stuck.slice(0, 20), stuck.length, (one) => `${one.partition} ${one.why}`, makeStuck, (line, one) =>
-      text(line.querySelector(".when"), `${count(one.ready)} ready, for ${span(now - one.since_us)}`),
+      {
+        text(line.querySelector(".when"), `${count(one.ready)} ready, for ${span(now - one.since_us)}`);
+        text(line.querySelector(".reason"), one.reason);
+      },
     );
+    this.late.show(late, lateTotal, (one) => `${one.worker} ${one.task}`, makeLate, (line, one) =>
+      text(line.querySelector(".when"), `for ${span(one.for_ms * 1000)} of ${span(one.timeout_ms * 1000)}`),
+    );
+    this.late.element.hidden = lateTotal === 0;
     this.retrying.show(retrying, total, (one) => `${one.resource} ${one.task}`, makeRetrying, (line, one) => {
       text(line.querySelector(".when"), `attempt ${one.attempt} failed ${ago(one.failed_us, now)}`);
       text(line.querySelector(".reason"), one.reason ?? "");
@@ -70,7 +78,16 @@ const makeStuck = (one) =>
     { class: "stuck" },
     h("span", { class: "badge bad" }, String(one.partition)),
     h("span", { class: "when" }),
-    h("span", { class: "reason" }, WHY[one.why]),
+    h("span", { class: "reason" }),
+  );
+
+const makeLate = (one) =>
+  h(
+    "li",
+    { class: "late" },
+    lookUp(one.resource),
+    h("span", { class: "when faint" }),
+    h("span", { class: "reason" }, `task ${one.task}, attempt ${one.attempt} on ${one.worker}`),
   );
 
 const makeRetrying = (one) =>

@@ -6,6 +6,12 @@ import { ago, count, moment } from "./format.js";
 /** A little later than the last change: several come at once. */
 const SETTLE_MS = 300;
 
+/** So many reasons are shown, the most common first. */
+const REASONS = 5;
+
+/** What is done for good looks like it. */
+const LOOK = { replay: "quiet", discard: "danger" };
+
 export class DeadLetters {
   #total = null;
   #timer = null;
@@ -13,11 +19,12 @@ export class DeadLetters {
   #now = 0;
 
   constructor() {
+    this.reasons = h("ul", { class: "plain reasons", "aria-label": "By reason" });
     this.list = h("ol", { class: "plain letters" });
-    byId("dead").replaceChildren(this.list);
+    byId("dead").replaceChildren(this.reasons, this.list);
     this.problem = byId("dead-problem");
     this.all = ["replay", "discard"].map((verb) =>
-      h("button", { type: "button", class: "quiet", hidden: true, onclick: () => this.#actOnAll(verb) }, `${name(verb)} all`),
+      h("button", { type: "button", class: LOOK[verb], hidden: true, onclick: () => this.#actOnAll(verb) }, `${name(verb)} all`),
     );
     byId("dead-actions").replaceChildren(...this.all);
   }
@@ -47,7 +54,47 @@ export class DeadLetters {
       return;
     }
     keyed(this.list, this.#letters, (letter) => letter.key, (letter) => this.#make(letter));
+    this.#group();
     this.#tell();
+  }
+
+  /** The letters that are shown, by their reason: most of them have one in common. */
+  #group() {
+    const groups = new Map();
+    for (const letter of this.#letters) {
+      groups.set(letter.reason, [...(groups.get(letter.reason) ?? []), letter]);
+    }
+    const alike = [...groups].filter(([, letters]) => letters.length > 1);
+    alike.sort(([, a], [, b]) => b.length - a.length);
+    const rows = alike.slice(0, REASONS).map(([reason, letters]) => {
+      const buttons = ["replay", "discard"].map((verb) =>
+        h(
+          "button",
+          { type: "button", class: LOOK[verb], onclick: (event) => this.#actOnGroup(verb, letters, event.target) },
+          `${name(verb)} ${count(letters.length)}`,
+        ),
+      );
+      return h(
+        "li",
+        {},
+        h("span", { class: "badge" }, count(letters.length)),
+        h("span", { class: "reason" }, reason),
+        readOnly() ? null : h("span", { class: "actions" }, buttons),
+      );
+    });
+    this.reasons.replaceChildren(...rows);
+    this.reasons.hidden = rows.length === 0;
+  }
+
+  async #actOnGroup(verb, letters, button) {
+    const question =
+      verb === "replay"
+        ? `Publish these ${count(letters.length)} dead letters again?`
+        : `Discard these ${count(letters.length)} dead letters for good?`;
+    if (!(await confirmed(question, name(verb)))) return;
+    button.disabled = true;
+    await this.#change(verb, { keys: letters.map((letter) => letter.key) });
+    button.disabled = false;
   }
 
   #make(letter) {
@@ -55,7 +102,7 @@ export class DeadLetters {
     const tried = `${count(attempts)} ${attempts === 1 ? "attempt" : "attempts"}`;
     const facts = [tried, by && `given up by ${by}`, from && `from ${from}`].filter(Boolean).join(", ");
     const buttons = ["replay", "discard"].map((verb) =>
-      h("button", { type: "button", class: "quiet", "aria-label": `${name(verb)} ${id ?? "it"}`, onclick: (event) => this.#act(verb, letter, event.target) }, name(verb)),
+      h("button", { type: "button", class: LOOK[verb], "aria-label": `${name(verb)} ${id ?? "it"}`, onclick: (event) => this.#act(verb, letter, event.target) }, name(verb)),
     );
     return h(
       "li",
@@ -97,6 +144,7 @@ export class DeadLetters {
       if (what.keys && refused.length === 0) {
         this.#letters = this.#letters.filter((letter) => !what.keys.includes(letter.key));
         keyed(this.list, this.#letters, (letter) => letter.key);
+        this.#group();
       }
     } catch (error) {
       this.#fail(error);

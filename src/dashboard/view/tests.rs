@@ -13,7 +13,7 @@ fn view(partitions: u32) -> View {
 }
 
 fn counts(ready: &[u32], consumers: u32) -> Counts {
-    let partitions = ready.iter().map(|ready| Count { ready: *ready, consumers }).collect();
+    let partitions = ready.iter().map(|ready| Count::known(*ready, consumers)).collect();
     Counts { partitions, inbox: Count::default(), dead: Count::default() }
 }
 
@@ -29,6 +29,8 @@ fn report(name: &str, executed: u64, held: &[u32]) -> WorkerReport {
         busy: 0,
         recent: RecentLoad::default(),
         hot: Vec::new(),
+        longest: Vec::new(),
+        crowded: Vec::new(),
         plan: None,
         line: Vec::new(),
         partitions: held.iter().map(|number| HeldPartition::new(*number, 2, 1)).collect(),

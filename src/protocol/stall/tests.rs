@@ -16,6 +16,7 @@ fn holder(name: &str) -> Holder {
         startable: 0,
         settled: 0,
         busy: false,
+        crowd: None,
     }
 }
 
@@ -23,6 +24,7 @@ fn holder(name: &str) -> Holder {
 fn look() -> Look {
     Look {
         partition: PartitionId::new(7),
+        counted: true,
         ready: 5,
         consumed: true,
         paused: false,
@@ -168,4 +170,45 @@ fn what_belongs_to_nobody_is_told_though_the_others_go_on() {
     assert!(matches!(told[..], [Event::Moves { .. }]), "{told:?}");
     assert_eq!(Stray::seen(0, Some(0)), None);
     assert_eq!(Stray::seen(0, None), None);
+}
+
+fn crowd(name: &str) -> Option<Crowd> {
+    let resource = crate::protocol::task::Resource::new(name).expect("a resource");
+    Some(Crowd { resource, tasks: 2, head: Head::Retrying })
+}
+
+/// A retry runs at times, and then something of the partition has moved.
+#[test]
+fn a_window_that_is_full_of_one_resource_is_told_although_it_moves() {
+    let mut watch = Watch::new(Duration::from_millis(100));
+    let full =
+        |settled, running| held(Holder { settled, running, crowd: crowd("hot"), ..holder("a") });
+    assert_eq!(watch.note(0, [full(0, 0)]), []);
+    assert_eq!(watch.note(50, [full(1, 1)]), []);
+    let told = watch.note(150, [full(2, 0)]);
+    let [Event::Stalled { cause: Cause::Crowded { by, .. }, .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(by.resource.as_str(), "hot");
+    let text = told[0].to_string();
+    assert!(text.contains("is held up") && text.contains("2 tasks of \"hot\""), "{text}");
+    // Nothing waits behind it, or another resource fills the window now.
+    let alone = Look { ready: 0, ..full(3, 1) };
+    assert!(matches!(watch.note(200, [alone])[..], [Event::Moves { .. }]));
+    assert_eq!(watch.note(250, [full(3, 1)]), []);
+    let other = held(Holder { settled: 4, running: 1, crowd: crowd("other"), ..holder("a") });
+    assert_eq!(watch.note(400, [other]), [], "for a moment only, as yet");
+}
+
+#[test]
+fn a_queue_that_does_not_answer_is_not_called_empty() {
+    let mut watch = Watch::new(Duration::from_millis(100));
+    let silent = || Look { counted: false, ready: 0, consumed: false, ..look() };
+    assert_eq!(silent().cause(None), Some(Cause::QueueSilent));
+    assert_eq!(watch.note(0, [look()]), []);
+    assert_eq!(watch.note(10, [silent()]), []);
+    assert!(matches!(
+        watch.note(200, [silent()])[..],
+        [Event::Stalled { cause: Cause::QueueSilent, .. }]
+    ));
 }

@@ -240,10 +240,10 @@ fn delivered(next: Option<lapin::Result<Delivery>>, stream: &str) -> Result<Deli
 pub(crate) async fn check(connection: &Connection, namespace: &Namespace) -> Result<(), Error> {
     let channel = connection.create_channel().await.doing("open a channel")?;
     let stream = namespace.journal();
-    match counts(&channel, &stream).await? {
-        Some(_) => close(&channel).await,
-        None => return Err(Error::JournalMissing { namespace: namespace.to_string() }),
+    if !counts(&channel, &stream).await?.exists() {
+        return Err(Error::JournalMissing { namespace: namespace.to_string() });
     }
+    close(&channel).await;
     Ok(())
 }
 
