@@ -208,7 +208,7 @@ pub enum Error {
     /// The broker's node has lost the others for so long that they may give away
     /// what it has handed out.
     #[error(
-        "the broker's node has not reached a majority of its cluster for {seconds} s: what runs is aborted before it is given to another worker"
+        "the broker has stored nothing of this worker for {seconds} s (its node is cut off from its cluster or overloaded, or this worker was frozen): what runs is aborted before it is given to another worker"
     )]
     Minority {
         /// Since it last did.
