@@ -11,6 +11,8 @@ pub(super) struct Evidence<'a> {
     pub(super) workers: usize,
     /// Resources whose task is to be tried again.
     pub(super) retrying: usize,
+    /// Why the handlers of some workers are out of reach.
+    pub(super) unavailable: &'a [&'a str],
     /// Who has paused everything.
     pub(super) paused: Option<&'a str>,
 }
@@ -25,7 +27,7 @@ impl Evidence<'_> {
     }
 
     fn judge(&self) -> (Flow, String) {
-        let Self { broker, totals, stuck, workers, retrying, paused } = self;
+        let Self { broker, totals, stuck, workers, retrying, unavailable, paused } = self;
         if !broker.connected {
             let reason = broker.error.as_deref().unwrap_or("it does not answer");
             return (Flow::Lost, format!("The broker is out of reach: {reason}"));
@@ -52,6 +54,11 @@ impl Evidence<'_> {
         if totals.inbox > 0 && !totals.routed {
             let tasks = waiting(u64::from(totals.inbox));
             return (Flow::Stuck, format!("{tasks} in the inbox: start a router (keylane route)"));
+        }
+        if let Some(reason) = unavailable.first() {
+            let workers = counted(unavailable.len(), "worker");
+            let verb = plural(unavailable.len(), "reaches no handler", "reach no handler");
+            return (Flow::Stuck, format!("{workers} {verb}: {reason}"));
         }
         if let Some(by) = paused {
             return (Flow::Waiting, format!("Everything is paused, by {by}"));
@@ -136,6 +143,7 @@ mod tests {
             stuck: &stuck,
             workers,
             retrying: 0,
+            unavailable: &[],
             paused: None,
         };
         evidence.verdict()
@@ -179,6 +187,24 @@ mod tests {
     }
 
     #[test]
+    fn handlers_that_are_out_of_reach_are_told_with_the_reason() {
+        let broker = BrokerState { connected: true, since_us: 0, error: None };
+        let totals = Totals { running: 1, ..Totals::default() };
+        let evidence = Evidence {
+            broker: &broker,
+            totals: &totals,
+            stuck: &[],
+            workers: 3,
+            retrying: 0,
+            unavailable: &["nobody listens", "no such file"],
+            paused: None,
+        };
+        let Verdict { state, text } = evidence.verdict();
+        assert_eq!(state, Flow::Stuck);
+        assert_eq!(text, "2 workers reach no handler: nobody listens");
+    }
+
+    #[test]
     fn a_lost_broker_comes_first() {
         let broker = BrokerState { connected: false, since_us: 0, error: Some("gone".to_owned()) };
         let totals = Totals { executed_per_s: 5.0, ..Totals::default() };
@@ -188,6 +214,7 @@ mod tests {
             stuck: &[],
             workers: 1,
             retrying: 0,
+            unavailable: &["nobody listens"],
             paused: None,
         };
         assert_eq!(evidence.verdict().text, "The broker is out of reach: gone");

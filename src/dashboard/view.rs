@@ -187,12 +187,15 @@ impl View {
         let stuck = self.stuck();
         let (retrying, retrying_total) = self.retries.newest();
         let totals = self.totals(&status);
+        let unavailable = status.workers.iter().filter_map(|worker| worker.unavailable.as_ref());
+        let unavailable: Vec<_> = unavailable.map(|outage| outage.reason.as_str()).collect();
         let evidence = Evidence {
             broker: &self.broker,
             totals: &totals,
             stuck: &stuck,
             workers: answering,
             retrying: retrying_total,
+            unavailable: &unavailable,
             paused: self.steering.all.as_ref().map(|ordered| ordered.by.as_str()),
         };
         Snapshot {
@@ -240,6 +243,8 @@ impl View {
                 | Cause::ResourcesPaused { .. }
                 | Cause::Retrying { .. }
                 | Cause::NoSlot { .. }
+                | Cause::HandlerUnavailable { .. }
+                | Cause::NoFencingToken { .. }
                 | Cause::Settling { .. } => return None,
             };
             let count = self.counts.partitions.get(partition.number() as usize)?;

@@ -131,10 +131,10 @@ impl PlannerQueue {
         Ok(())
     }
 
-    /// Whether nobody stands in the line of a queue.
+    /// Whether nobody stands in the line of a queue that exists.
     ///
     /// # Errors
-    /// When the connection is lost, or the queue is missing.
+    /// When the connection is lost.
     pub(crate) async fn is_unattended(
         &mut self,
         connection: &Connection,
@@ -144,9 +144,8 @@ impl PlannerQueue {
             Some(channel) => channel,
             None => connection.create_channel().await.doing("open a channel")?,
         };
-        let Some((_, consumers)) = counts(&channel, queue).await? else {
-            return Err(Error::QueueMissing { queue: queue.to_owned() });
-        };
+        // Nobody could attach to one that is missing, and the look has closed its channel.
+        let Some((_, consumers)) = counts(&channel, queue).await? else { return Ok(false) };
         self.counting = Some(channel);
         Ok(consumers == 0)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::handler::Attempt;
 use crate::protocol::task::TaskId;
@@ -13,7 +13,30 @@ use crate::rabbit::control::RunningTask;
 pub(super) struct Stints {
     /// By the number of the slot. As long as the most that ever ran at once.
     slots: Mutex<Vec<Option<RunningTask>>>,
-    clock: AtomicU64,
+    began: Began,
+    /// What the machine's clock is ahead of ours, in microseconds.
+    ahead_us: AtomicU64,
+}
+
+struct Began(Instant);
+
+impl Default for Began {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+/// The time by the clock of the machine, in milliseconds since 1970.
+pub(super) fn wall_ms() -> u64 {
+    micros(wall()) / 1_000
+}
+
+fn wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The time that one attempt has, or had, in one slot.
@@ -32,12 +55,16 @@ pub(super) struct Running<'a> {
 }
 
 impl Stints {
-    /// The time, in microseconds since 1970. Never goes back, whatever the clock
-    /// of the machine does.
+    /// The time, in microseconds since 1970. Never goes back and never stands still, whatever the
+    /// clock of the machine does.
     pub(super) fn now_us(&self) -> u64 {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        self.clock.fetch_max(now, Ordering::Relaxed).max(now)
+        self.at(self.began.0.elapsed(), wall())
+    }
+
+    fn at(&self, ours: Duration, wall: Duration) -> u64 {
+        let ours = micros(ours);
+        let ahead = micros(wall).saturating_sub(ours);
+        ours.saturating_add(self.ahead_us.fetch_max(ahead, Ordering::Relaxed).max(ahead))
     }
 
     /// An attempt begins, in the first slot that is free.
@@ -88,5 +115,18 @@ impl Stint {
         let started = self.started_us.load(Ordering::Relaxed);
         let took = self.ended_us.load(Ordering::Relaxed).saturating_sub(started);
         (started > 0).then(|| (self.slot.load(Ordering::Relaxed), started, took))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_steps_neither_freezes_nor_turns_the_time_back() {
+        let stints = Stints::default();
+        let at = |ours, wall| stints.at(Duration::from_secs(ours), Duration::from_secs(wall));
+        let times = [at(0, 1_000), at(1, 1_001), at(2, 5_000), at(3, 1_003), at(4, 1_004)];
+        assert_eq!(times.map(|us| us / 1_000_000), [1_000, 1_001, 5_000, 5_001, 5_002]);
     }
 }
