@@ -14,6 +14,12 @@ const POLICY: RetryPolicy = RetryPolicy {
     max_delay: Duration::from_secs(5),
 };
 
+/// In so much time; a duration that no clock can add is as good as thirty years.
+pub(crate) fn later(duration: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    Instant::now() + duration.min(FAR)
+}
+
 /// The next delays, until patience ends.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -24,7 +30,7 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// Starts now. `None` has no end.
     pub(crate) fn new(patience: Option<Duration>) -> Self {
-        Self { failures: 0, deadline: patience.map(|p| Instant::now() + p) }
+        Self { failures: 0, deadline: patience.map(later) }
     }
 
     /// How long to wait before the next try; `None` when patience has ended.

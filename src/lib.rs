@@ -29,16 +29,17 @@ mod producer;
 mod rabbit;
 mod router;
 mod spans;
+mod spill;
 mod steering;
 mod worker;
 
 pub use executions::{Executed, NotExecuted};
 pub use handler::fencing::FencingError;
-pub use handler::{Attempt, Failure, Handler, handler_fn};
+pub use handler::{Attempt, Failure, Handler, Lacking, handler_fn};
 pub use journal::{JournalReader, KEPT_FINDINGS, TaskState, TaskTrace, find_task, verify};
-pub use metrics::Metrics;
 #[cfg(feature = "metrics")]
 pub use metrics::MetricsError;
+pub use metrics::{Metrics, NotReady};
 pub use producer::{Pending, Producer, ProducerOptions, Published, Receipt};
 pub use protocol::crashes::MaxCrashes;
 pub use protocol::fence::{Epoch, FencingToken};
@@ -52,7 +53,8 @@ pub use protocol::task::{Resource, Task, TaskId};
 pub use protocol::trace_context::{TraceContext, TraceContextError};
 pub use rabbit::connection::Connect;
 pub use rabbit::control::{
-    Crowded, Found, HeldPartition, HotResource, LongRunning, RecentLoad, RunningTask, WorkerReport,
+    Crowded, Found, HandlerOutage, HeldPartition, HotResource, LongRunning, RecentLoad,
+    RunningTask, WorkerReport,
 };
 pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;

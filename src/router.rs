@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure};
 use crate::metrics::{Metrics, PublishFigures, Unanswered};
 use crate::protocol::crashes::MaxCrashes;
 use crate::protocol::ownership::WorkerId;
+use crate::protocol::partition::Topology;
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
@@ -35,6 +37,9 @@ pub struct RouterOptions {
     /// When shut down: time for the broker to confirm what is being forwarded.
     /// Default 30 s; the rest is forwarded by another router.
     pub drain_timeout: Duration,
+    /// At the start: how long to wait for a broker that is out of reach; see
+    /// [`WorkerOptions::wait_for_broker`]. Default `None`: without end.
+    pub wait_for_broker: Option<Duration>,
     /// Where it counts what it does, for others to read. Default `None`; see
     /// [`WorkerOptions::metrics`](crate::WorkerOptions::metrics).
     pub metrics: Option<Metrics>,
@@ -46,6 +51,7 @@ impl Default for RouterOptions {
             id: WorkerId::random(),
             max_in_flight: 1_000,
             drain_timeout: Duration::from_secs(30),
+            wait_for_broker: None,
             metrics: None,
         }
     }
@@ -66,7 +72,11 @@ pub async fn route(
     options: RouterOptions,
     shutdown: CancellationToken,
 ) -> Result<WorkerSummary, Error> {
-    let topology = topology(connect).await?;
+    let wanted = first_topology(connect, options.wait_for_broker);
+    let topology = tokio::select! {
+        topology = wanted => topology?,
+        () = shutdown.cancelled() => return Ok(WorkerSummary::default()),
+    };
     let forward = Forward {
         routes: Route::partitions(connect.namespace(), &topology),
         publisher: Publisher::new(connect.clone(), "router", topology, None),
@@ -89,6 +99,19 @@ pub async fn route(
         ..WorkerOptions::default()
     };
     run(connect, worker, Source::Inbox, forward, shutdown).await
+}
+
+async fn first_topology(connect: &Connect, patience: Option<Duration>) -> Result<Topology, Error> {
+    let mut backoff = Backoff::new(patience);
+    loop {
+        let error = match topology(connect).await {
+            Err(error) if error.is_retryable() => error,
+            result => return result,
+        };
+        let Some(retry_in) = backoff.next() else { return Err(error) };
+        tracing::warn!(%error, ?retry_in, "waiting for the broker");
+        tokio::time::sleep(retry_in).await;
+    }
 }
 
 /// Publishes a message to the partition of its resource.

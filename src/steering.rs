@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
+use crate::backoff::later;
 use crate::journal::{TaskState, TaskTrace, find_task};
 use crate::protocol::journal::Outcome;
 use crate::protocol::ownership::WorkerId;
@@ -265,7 +266,7 @@ pub async fn drain_worker(
     let reply_to = control.own_queue().to_owned();
     let change = Change::Drain { worker: worker.clone(), reply_to };
     order(&connection, connect.namespace(), change, by).await?;
-    let deadline = Instant::now() + patience;
+    let deadline = later(patience);
     let mut drained = Drained::Unknown;
     loop {
         let limit = match drained {

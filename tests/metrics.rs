@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use keylane::testing::{Broker, Version};
 use keylane::{Metrics, Producer, ProducerOptions, WorkerOptions};
@@ -362,6 +363,119 @@ async fn prometheus_scrapes_and_answers() {
         rule.unwrap()["state"].clone()
     };
     assert_eq!(state("KeylaneJournalStuck"), "inactive");
+}
+
+/// Answers 200 to everybody who comes to this port from now on.
+fn serves(address: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let head = reader.by_ref().lines().map_while(Result::ok);
+            let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+            let length = head.iter().find_map(|line| {
+                let line = line.to_lowercase();
+                line.strip_prefix("content-length:")?.trim().parse().ok()
+            });
+            std::io::copy(&mut reader.by_ref().take(length.unwrap_or(0)), &mut std::io::sink())
+                .unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            reader.get_mut().write_all(answer).unwrap();
+        }
+    });
+}
+
+/// The first worker that answers, as `status` has it.
+fn worker_of(user: &User) -> Value {
+    user.status()["workers"][0].clone()
+}
+
+fn publish(user: &User, tasks: usize) {
+    let input: String = (0..tasks).map(|n| format!("{{\"r\":\"r{}\"}}\n", n % 40)).collect();
+    let input = user.file("tasks.ndjson", input);
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_out_of_reach_costs_no_attempt_and_is_said_everywhere() {
+    let user = User::with_partitions(4).await;
+    publish(&user, 400);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let handler = free.local_addr().unwrap().to_string();
+    drop(free);
+    let url = format!("http://{handler}/tasks");
+    let work = ["work", "--http", &url, "--attempts", "1", "--id", "w1"];
+    let mut worker = user.starts(&[&work[..], &LISTEN].concat());
+    let address = served(&mut worker);
+    user.waits_for("an answer that it is not ready", || {
+        let (head, body) = get(&address, "/readyz");
+        head.contains("503") && body.contains("refused")
+    });
+    assert!(get(&address, "/healthz").0.contains("200"), "it lives");
+    let scrape = Scrape::of(&address);
+    assert_eq!(scrape.value("keylane_handler_unavailable"), 1.0);
+    assert_eq!(scrape.value("keylane_connected"), 1.0);
+    let attempts = || Scrape::of(&address).value("keylane_attempts_total{outcome=\"unavailable\"}");
+    let before = attempts();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(attempts() - before <= 5.0, "one at a time, and seldom: {before} to {}", attempts());
+    let reason = worker_of(&user)["unavailable"]["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("refused"), "{reason}");
+    let said = user.succeeds(&["status"]).out;
+    assert!(said.contains("w1 reaches no handler for"), "{said}");
+    assert!(said.contains("w1 cannot reach its handler"), "the cause of each partition: {said}");
+
+    serves(&handler);
+    user.waits_for_quiet();
+    user.waits_for("that it is ready", || get(&address, "/readyz").0.contains("200"));
+    let executed = |worker: &Value| worker["executed"].as_u64().unwrap();
+    let seen = worker_of(&user);
+    assert!(executed(&seen) == 400 && seen["dead_lettered"] == 0 && seen["failed"] == 0, "{seen}");
+    assert!(seen.get("unavailable").is_none(), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_missing_costs_no_attempt_and_one_kind_of_task_holds_up_no_other() {
+    let user = User::with_partitions(2).await;
+    publish(&user, 40);
+    for handler in ["--exec", "--pipe"] {
+        let work = ["work", handler, "no-such-command", "--attempts", "1"];
+        let mut worker = user.starts(&[&work[..], &LISTEN].concat());
+        let address = served(&mut worker);
+        user.waits_for("an answer that it is not ready", || {
+            get(&address, "/readyz").1.contains("out of reach")
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        let seen = worker_of(&user);
+        assert!(seen["failed"] == 0 && seen["dead_lettered"] == 0, "{seen}");
+        worker.signal("TERM");
+        worker.ends();
+    }
+    let handler = r#"[ "$KEYLANE_RESOURCE" != r7 ] || exec no-such-command"#;
+    let mut worker =
+        user.starts(&[&["work", "--exec", handler, "--attempts", "1"][..], &LISTEN].concat());
+    let address = served(&mut worker);
+    user.waits_for("the 39 others, and a letter", || {
+        let seen = Scrape::of(&address);
+        seen.get("keylane_tasks_total{outcome=\"executed\"}") == Some(39.0)
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_waits_for_its_handler_takes_no_partition() {
+    let user = User::with_partitions(2).await;
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let handler = free.local_addr().unwrap().to_string();
+    drop(free);
+    let url = format!("http://{handler}/");
+    let work = ["work", "--http", &url, "--wait-for-handler"];
+    let mut worker = user.starts(&[&work[..], &LISTEN].concat());
+    let address = served(&mut worker);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(get(&address, "/readyz").0.contains("503"));
+    assert_eq!(user.status()["workers"], Value::Array(vec![]));
+    serves(&handler);
+    user.waits_for("that it is ready", || get(&address, "/readyz").0.contains("200"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

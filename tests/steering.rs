@@ -205,6 +205,32 @@ async fn what_cannot_be_ordered_is_refused() {
     );
 }
 
+/// A newer keylane orders something that this one does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_of_a_later_version_stops_nobody() {
+    let broker = broker(Version::V4_3).await;
+    let (connect, _) = space(broker, 1).await;
+    let record = Record::default();
+    let early = Worker::start(&connect, named("early"), quick(&record, "early"));
+    await_workers(&connect, 1).await;
+    pause(&connect, resource("a"), BY).await.unwrap();
+    let (connection, channel) = amqp(broker).await;
+    let log = format!("{}.steering", connect.namespace());
+    let order = br#"{"v":99,"what":"nobody knows"}"#;
+    put(&channel, &log, BasicProperties::default(), order).await;
+    let late = Worker::start(&connect, named("late"), quick(&record, "late"));
+    await_workers(&connect, 2).await;
+    publish(&connect, [task("a", 0), task("b", 0)]).await;
+    record.until_executed(1).await;
+    assert_eq!(runs_of(&record, "a"), 0, "what is known stays in force");
+    let steered = resume(&connect, resource("a"), BY).await.unwrap();
+    assert_eq!(steered.workers.len(), 2, "both read on");
+    record.until_executed(2).await;
+    early.drain().await;
+    late.drain().await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
 /// A namespace of an earlier version.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_log_work_goes_on_and_orders_say_what_to_do() {

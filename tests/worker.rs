@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
 mod support;
+#[path = "worker/trouble.rs"]
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

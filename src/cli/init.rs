@@ -51,7 +51,7 @@ impl Init {
 }
 
 /// Sizes as people write them: `500MB`, `2GiB`, or a bare number of bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -65,6 +65,11 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         _ => return Err("a size is a number and B, KB, MB, GB, KiB, MiB or GiB".to_owned()),
     };
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.ok_or_else(|| format!("{text} is no size"))
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bytes = Some(parse_size(text)?);
     bytes.filter(|bytes| *bytes >= MIN_JOURNAL_BYTES).ok_or_else(|| {
         format!("{text} is no size of a journal: it has {MIN_JOURNAL_BYTES} bytes at least")
     })

@@ -1,4 +1,4 @@
-//! `--metrics-listen`: the figures of this process, for Prometheus.
+//! `--metrics-listen`: the figures of this process, for Prometheus, and its health.
 
 use anyhow::Context;
 use axum::Router;
@@ -11,9 +11,10 @@ use crate::Metrics;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MetricsArgs {
-    /// Serve metrics for Prometheus on this address, under /metrics; port 0 is any that
-    /// is free, and is shown on standard error. Nothing in them is secret, and whoever
-    /// reaches the port can read them
+    /// Serve metrics for Prometheus on this address, under /metrics, and the health of this
+    /// process: /healthz answers 200 while it lives, /readyz while it can work (else 503 and the
+    /// reasons). Port 0 is any that is free, and is shown on standard error. Nothing in them is
+    /// secret, and whoever reaches the port can read them
     #[arg(long, value_name = "HOST:PORT")]
     metrics_listen: Option<String>,
     /// Show so many of the hottest resources in the metrics, by name
@@ -37,14 +38,24 @@ impl MetricsArgs {
         eprintln!("keylane: metrics on http://{}/metrics", listener.local_addr()?);
         let metrics = Metrics::new().with_hot_resources(self.metrics_hot_resources.into());
         let served = metrics.clone();
-        let router =
-            Router::new().route("/metrics", get(move || std::future::ready(render(&served))));
+        let ready = metrics.clone();
+        let router = Router::new()
+            .route("/metrics", get(move || std::future::ready(render(&served))))
+            .route("/healthz", get(async || "alive\n"))
+            .route("/readyz", get(move || std::future::ready(readiness(&ready))));
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "metrics are not served any more");
             }
         });
         Ok(Some(metrics))
+    }
+}
+
+fn readiness(metrics: &Metrics) -> Response {
+    match metrics.readiness() {
+        Ok(()) => "ready\n".into_response(),
+        Err(reasons) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reasons}\n")).into_response(),
     }
 }
 

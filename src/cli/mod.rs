@@ -24,6 +24,7 @@ mod operator;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pause;
+mod process_one;
 mod progress;
 mod publish;
 mod route;
@@ -219,6 +220,9 @@ enum Command {
 /// Runs the command line; the process ends with this code.
 #[must_use]
 pub fn main() -> ExitCode {
+    if process_one::is_it() {
+        return process_one::run().unwrap_or_else(|error| failed(&error));
+    }
     let args = config::parse();
     // `requires` does not see a global option on the other side of the subcommand.
     if args.broker.tls_cert.is_some() != args.broker.tls_key.is_some() {

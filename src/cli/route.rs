@@ -23,6 +23,9 @@ pub(super) struct Route {
     /// When stopped: time for the broker to confirm what is being forwarded
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     drain_timeout: Duration,
+    /// At the start: how long to wait for a broker that is out of reach [default: without end]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    wait_for_broker: Option<Duration>,
     #[command(flatten)]
     metrics: MetricsArgs,
 }
@@ -34,6 +37,7 @@ impl Route {
             id: self.id.unwrap_or_else(default_worker_id),
             max_in_flight: self.max_in_flight,
             drain_timeout: self.drain_timeout,
+            wait_for_broker: self.wait_for_broker,
             metrics: self.metrics.serve().await?,
         };
         until_signalled("finishing what is being forwarded", async |shutdown| {

@@ -1,6 +1,8 @@
-//! Ctrl-C and SIGTERM: the first asks for a clean end, the second does not.
+//! Signals that end a process: the first asks for a clean end, the second does not.
 
+use std::future::poll_fn;
 use std::process::ExitCode;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,23 +25,18 @@ where
     F: Future<Output = anyhow::Result<ExitCode>>,
 {
     let shutdown = CancellationToken::new();
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
     let signals = async {
-        first(&mut interrupt, &mut terminate).await;
+        signals.next().await;
         shutdown.cancel();
         eprintln!("keylane: {clean_end}; Ctrl-C again to leave at once");
         // Some launchers pass one Ctrl-C on twice.
         tokio::time::sleep(SAME_CTRL_C).await;
-        for (before, kind) in
-            [(&mut interrupt, SignalKind::interrupt()), (&mut terminate, SignalKind::terminate())]
-        {
-            // What came meanwhile is forgotten with the old one.
-            if let Ok(anew) = signal(kind) {
-                *before = anew;
-            }
+        // What came meanwhile is forgotten with the old ones.
+        if let Ok(anew) = Signals::listen() {
+            signals = anew;
         }
-        first(&mut interrupt, &mut terminate).await;
+        signals.next().await;
     };
     tokio::select! {
         result = work(shutdown.clone()) => result,
@@ -47,9 +44,47 @@ where
     }
 }
 
-async fn first(interrupt: &mut Signal, terminate: &mut Signal) {
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// The signals that end a process which does not listen for them, and that somebody may send.
+pub(super) struct Signals(Vec<(SignalKind, Signal)>);
+
+impl Signals {
+    pub(super) fn listen() -> std::io::Result<Self> {
+        // Whoever asks for a clean end means us, however we were started.
+        let always = [SignalKind::interrupt(), SignalKind::terminate()];
+        let others = [
+            SignalKind::hangup(),
+            SignalKind::quit(),
+            SignalKind::alarm(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+        ];
+        // `nohup` has SIGHUP ignored.
+        let others = others.into_iter().filter(|kind| !is_ignored(*kind));
+        let kinds = always.into_iter().chain(others);
+        kinds.map(|kind| Ok((kind, signal(kind)?))).collect::<std::io::Result<_>>().map(Self)
     }
+
+    /// The next of them.
+    ///
+    /// # Cancel safety
+    /// None is lost.
+    pub(super) async fn next(&mut self) -> SignalKind {
+        poll_fn(|context| {
+            for (kind, signal) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(*kind);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Whether whoever started us wants this signal to be ignored. Only Linux tells.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
 }

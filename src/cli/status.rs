@@ -136,6 +136,13 @@ fn print(status: &crate::Status, all: bool) {
         align_numbers(&mut workers, 1);
         out!("\n{workers}");
     }
+    for worker in &status.workers {
+        if let Some(outage) = &worker.unavailable {
+            let since = Duration::from_secs(outage.for_ms / 1_000);
+            let (worker, reason) = (&worker.worker, outage.reason.escape_debug());
+            out!("{worker} reaches no handler for {since:?}, and starts nothing: {reason}");
+        }
+    }
     print_hot(status);
     print_longest(status);
     let shown =

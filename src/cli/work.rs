@@ -1,10 +1,14 @@
 //! `keylane work`
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::Broker;
+use super::init::parse_size;
 use super::metrics::MetricsArgs;
 use super::progress::counted;
 use super::signals::until_signalled;
@@ -21,6 +25,9 @@ use crate::{MaxCrashes, RetryPolicy, Weight, WorkerId, WorkerOptions, WorkerSumm
 pub(super) struct Work {
     #[command(flatten)]
     handler: HandlerArgs,
+    /// Take no partition before the URL of --http accepts a connection (it is sent a HEAD)
+    #[arg(long, requires = "http")]
+    wait_for_handler: bool,
     /// Name of this worker; a stable one keeps its partitions over a restart
     /// [default: host and process number]
     #[arg(long)]
@@ -50,6 +57,15 @@ pub(super) struct Work {
     /// When stopped: time for running tasks to finish
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     drain_timeout: Duration,
+    /// At the start: how long to wait for a broker that is out of reach [default: without end]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    wait_for_broker: Option<Duration>,
+    /// Payloads that wait for their turn in memory; the rest waits in files without a name
+    #[arg(long, default_value = "64MiB", value_parser = parse_size, value_name = "SIZE")]
+    window_bytes: u64,
+    /// The folder of these files [default: the system's for temporary files]
+    #[arg(long, value_name = "DIR")]
+    spill_directory: Option<PathBuf>,
     /// How long an ack may wait for others; longer is fewer acks, and without a
     /// journal more executed again after a crash; with one, and more than 400ms,
     /// whoever takes over reads more of it
@@ -76,16 +92,36 @@ pub(super) struct Work {
 #[group(required = true, multiple = false)]
 struct HandlerArgs {
     /// Run a shell command per task: payload on standard input, facts in
-    /// KEYLANE_* variables; exit 0 is executed, 75 is retry, else failed
+    /// KEYLANE_* variables; exit 0 is executed, 75 is retry, 126 and 127 (no such
+    /// command) have the worker wait, else failed
     #[arg(long, value_name = "CMD")]
     exec: Option<OsString>,
     /// Keep a shell command running per slot: one JSON line in per task, one out
     #[arg(long, value_name = "CMD")]
     pipe: Option<OsString>,
     /// Post every task to a URL: 2xx is executed; 409, 429 and 5xx are retry;
-    /// other 4xx go to the dead letters
+    /// other 4xx go to the dead letters; while no connection comes about the
+    /// worker waits
     #[arg(long, value_name = "URL")]
     http: Option<String>,
+}
+
+/// How often a handler that is waited for is asked for.
+const HANDLER_PACE: Duration = Duration::from_millis(500);
+
+/// Waits until a connection to the URL comes about, or until the shutdown.
+async fn until_reachable(handler: &Http, shutdown: &CancellationToken) {
+    let mut told = None;
+    while let Err(reason) = handler.reachable().await {
+        if told.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "waiting for the handler");
+            told = Some(reason);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HANDLER_PACE) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
 }
 
 impl Work {
@@ -103,6 +139,9 @@ impl Work {
             },
             max_crashes: MaxCrashes::new(self.max_crashes),
             drain_timeout: self.drain_timeout,
+            wait_for_broker: self.wait_for_broker,
+            window_bytes: self.window_bytes,
+            spill_directory: self.spill_directory.unwrap_or_else(std::env::temp_dir),
             ack_delay: self.ack_delay,
             journal: !self.no_journal,
             fencing: !self.no_fencing,
@@ -119,6 +158,9 @@ impl Work {
                 }
                 HandlerArgs { http, .. } => {
                     let handler = Http::new(http.unwrap_or_default())?;
+                    if self.wait_for_handler {
+                        until_reachable(&handler, &shutdown).await;
+                    }
                     crate::work(&connect, options, handler, shutdown).await
                 }
             }?;

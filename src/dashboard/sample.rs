@@ -99,6 +99,7 @@ fn report(topology: &Topology, plan: &Plan, index: usize, worker: &WorkerId) -> 
         busy: 0,
         partitions: held.collect(),
         plan: Some(plan.number),
+        unavailable: None,
         line: topology.partitions().filter_map(place).collect(),
         recent: RecentLoad::default(),
         hot: Vec::new(),

@@ -13,6 +13,8 @@ pub(super) struct Evidence<'a> {
     pub(super) retrying: usize,
     /// Tasks that have run for more than half of their time.
     pub(super) late: usize,
+    /// Why the handlers of some workers are out of reach.
+    pub(super) unavailable: &'a [&'a str],
     /// Who has paused everything.
     pub(super) paused: Option<&'a str>,
 }
@@ -27,7 +29,7 @@ impl Evidence<'_> {
     }
 
     fn judge(&self) -> (Flow, String) {
-        let Self { broker, totals, stuck, workers, retrying, late, paused } = self;
+        let Self { broker, totals, stuck, workers, retrying, late, unavailable, paused } = self;
         if !broker.connected {
             let reason = broker.error.as_deref().unwrap_or("it does not answer");
             return (Flow::Lost, format!("The broker is out of reach: {reason}"));
@@ -54,6 +56,11 @@ impl Evidence<'_> {
         if totals.inbox > 0 && !totals.routed {
             let tasks = waiting(u64::from(totals.inbox));
             return (Flow::Stuck, format!("{tasks} in the inbox: start a router (keylane route)"));
+        }
+        if let Some(reason) = unavailable.first() {
+            let workers = counted(unavailable.len(), "worker");
+            let verb = plural(unavailable.len(), "reaches no handler", "reach no handler");
+            return (Flow::Stuck, format!("{workers} {verb}: {reason}"));
         }
         if let Some(by) = paused {
             return (Flow::Waiting, format!("Everything is paused, by {by}"));
@@ -151,6 +158,7 @@ mod tests {
             workers,
             retrying: 0,
             late: 0,
+            unavailable: &[],
             paused: None,
         };
         evidence.verdict()
@@ -200,8 +208,17 @@ mod tests {
         let totals = Totals { executed_per_s: 5.0, running: 8, slots: 8, ..Totals::default() };
         let of = |late| {
             let (stuck, retrying, paused) = (&[][..], 0, None);
-            Evidence { broker: &broker, totals: &totals, stuck, workers: 1, retrying, late, paused }
-                .verdict()
+            Evidence {
+                broker: &broker,
+                totals: &totals,
+                stuck,
+                workers: 1,
+                retrying,
+                late,
+                unavailable: &[],
+                paused,
+            }
+            .verdict()
         };
         assert_eq!((of(0).state, of(0).text.as_str()), (Flow::Flowing, "5.0 tasks/s on 1 worker"));
         assert!(
@@ -217,6 +234,25 @@ mod tests {
     }
 
     #[test]
+    fn handlers_that_are_out_of_reach_are_told_with_the_reason() {
+        let broker = BrokerState { connected: true, since_us: 0, error: None };
+        let totals = Totals { running: 1, ..Totals::default() };
+        let evidence = Evidence {
+            broker: &broker,
+            totals: &totals,
+            stuck: &[],
+            workers: 3,
+            retrying: 0,
+            late: 0,
+            unavailable: &["nobody listens", "no such file"],
+            paused: None,
+        };
+        let Verdict { state, text } = evidence.verdict();
+        assert_eq!(state, Flow::Stuck);
+        assert_eq!(text, "2 workers reach no handler: nobody listens");
+    }
+
+    #[test]
     fn a_lost_broker_comes_first() {
         let broker = BrokerState { connected: false, since_us: 0, error: Some("gone".to_owned()) };
         let totals = Totals { executed_per_s: 5.0, ..Totals::default() };
@@ -227,6 +263,7 @@ mod tests {
             workers: 1,
             retrying: 0,
             late: 0,
+            unavailable: &["nobody listens"],
             paused: None,
         };
         assert_eq!(evidence.verdict().text, "The broker is out of reach: gone");

@@ -198,6 +198,8 @@ impl View {
         let mut late = late(&status);
         let late_total = late.len();
         late.truncate(LATE);
+        let unavailable = status.workers.iter().filter_map(|worker| worker.unavailable.as_ref());
+        let unavailable: Vec<_> = unavailable.map(|outage| outage.reason.as_str()).collect();
         let evidence = Evidence {
             broker: &self.broker,
             totals: &totals,
@@ -205,6 +207,7 @@ impl View {
             workers: answering,
             retrying: retrying_total,
             late: late_total,
+            unavailable: &unavailable,
             paused: self.steering.all.as_ref().map(|ordered| ordered.by.as_str()),
         };
         Snapshot {
@@ -256,6 +259,8 @@ impl View {
                 | Cause::ResourcesPaused { .. }
                 | Cause::Retrying { .. }
                 | Cause::NoSlot { .. }
+                | Cause::HandlerUnavailable { .. }
+                | Cause::NoFencingToken { .. }
                 | Cause::Settling { .. } => return None,
             };
             let count = self.counts.partitions.get(partition.number() as usize)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
-use super::{Attempt, Failure};
+use super::{Attempt, Failure, Lacking};
 use crate::protocol::fence::{FencingToken, TokenError};
 use crate::protocol::settlement::DeliveryTag;
 
@@ -40,10 +40,20 @@ pub enum FencingError {
     Exhausted(TokenError),
 }
 
-/// The task is to be tried again: nothing was done without a token.
+/// Nothing was done without a token, so no attempt is counted. A worker that hands out none at all
+/// has the task tried again as it has any other.
 impl From<FencingError> for Failure {
     fn from(error: FencingError) -> Self {
-        Self::retry(None, error.to_string())
+        let reason = error.to_string();
+        match error {
+            FencingError::Off => Self::retry(None, reason),
+            FencingError::Over
+            | FencingError::CounterMissing { .. }
+            | FencingError::CounterAmbiguous { .. }
+            | FencingError::Exhausted(_) => {
+                Self::Unavailable { what: Lacking::FencingToken, reason }
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::{Attempt, Failure, Handler, fencing};
 use crate::protocol::fence::FencingToken;
+use crate::protocol::retry::RetryPolicy;
 use crate::protocol::trace_context::TraceContext;
 
 #[cfg(test)]
@@ -29,9 +30,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const RESULT: &str = "keylane-result";
 /// What is shown of an answer: enough to recognise it in a log line.
 const SHOWN_CHARS: usize = 200;
-/// A task that waits holds up its resource. Who asks for more than a day means
-/// something else, or has a clock that is wrong.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// What a payload is if the task does not say, or says what no header can hold.
 const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
@@ -58,7 +56,8 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/
 /// | 408, 409, 425, 429, 5xx | is to be retried, after `retry-after` (seconds or a date, at most a day) if given: [`Failure::Retry`] |
 /// | other 4xx | can never be executed: [`Failure::Dead`] |
 /// | 3xx | failed: [`Failure::Failed`]. Redirects are not followed: the URL is wrong, not the task |
-/// | none (no connection, time-out) | failed: [`Failure::Failed`] |
+/// | none, since no connection came about | waits: [`Failure::Unavailable`] |
+/// | none (connection lost, time-out) | failed: [`Failure::Failed`] |
 ///
 /// The status and the first 200 characters of the answer are the reason. It
 /// shows neither user, password nor query of the URL. At most 64 KiB of an
@@ -124,6 +123,25 @@ impl Http {
     }
 }
 
+impl Http {
+    /// Tells whether a connection comes about, by a HEAD of the URL. Any answer will do.
+    ///
+    /// # Errors
+    /// The reason, without what may be secret in the URL.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn reachable(&self) -> Result<(), String> {
+        match self.client.head(self.url.clone()).timeout(CONNECT_TIMEOUT).send().await {
+            Err(error) if error.is_connect() => {
+                Err(format!("{}: {}", shown(&self.url), chain(&error.without_url())))
+            }
+            // It is there, whatever it makes of a HEAD.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
+
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Http").field("url", &shown(&self.url)).finish_non_exhaustive()
@@ -136,7 +154,12 @@ impl Handler for Http {
         let request = self.client.post(self.url.clone()).headers(headers);
         let payload = attempt.task.payload.clone();
         let response = request.body(payload).send().await.map_err(|error| {
-            Failure::failed(format!("POST {}: {}", shown(&self.url), chain(&error.without_url())))
+            let no_connection = error.is_connect();
+            let reason = format!("POST {}: {}", shown(&self.url), chain(&error.without_url()));
+            match no_connection {
+                true => Failure::unavailable(reason),
+                false => Failure::failed(reason),
+            }
         })?;
         let status = response.status();
         let after = retry_after(response.headers(), SystemTime::now());
@@ -210,7 +233,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or(Duration::ZERO)
         }
     };
-    Some(after.min(MAX_RETRY_AFTER))
+    Some(after.min(RetryPolicy::MAX_AFTER))
 }
 
 /// The beginning of an answer. Read to its end if that is near, so that the

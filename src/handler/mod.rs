@@ -57,6 +57,8 @@ pub struct Attempt {
     /// Time that this attempt has before it is aborted; `None` if unlimited.
     pub timeout: Option<Duration>,
     pub(crate) result: Arc<Mutex<TaskResult>>,
+    /// What is known of it should its time run out.
+    pub(crate) last_words: Arc<Mutex<Option<String>>>,
     /// See [`Attempt::fencing_token`].
     pub(crate) fencing: TokenSource,
     /// The worker's own span, as others see it.
@@ -78,6 +80,7 @@ impl Attempt {
             partition: PartitionId::new(0),
             timeout: None,
             result: Arc::default(),
+            last_words: Arc::default(),
             fencing: TokenSource::default(),
             trace: None,
             span: tracing::Span::none(),
@@ -112,7 +115,7 @@ pub enum Failure {
     /// Not now: the handler asks for another try, after `after` if given, else
     /// after the retry policy's delay. Counts as an attempt.
     Retry {
-        /// Wait at least this long before the next attempt.
+        /// Wait at least this long before the next attempt; a day at most.
         after: Option<Duration>,
         /// Why.
         reason: String,
@@ -127,6 +130,25 @@ pub enum Failure {
         /// Why.
         reason: String,
     },
+    /// The task was not begun, since something that executes every task is out of reach. Counts as
+    /// no attempt. Until it is back the worker starts one task at a time, at intervals that grow
+    /// to 30 s, and is [not ready](crate::Metrics::readiness).
+    Unavailable {
+        /// What is out of reach.
+        what: Lacking,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What every task needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Lacking {
+    /// Whatever executes the tasks of this worker.
+    Handler,
+    /// The fencing token of a partition, whose tasks alone wait for it.
+    FencingToken,
 }
 
 impl Failure {
@@ -142,6 +164,12 @@ impl Failure {
         Self::Dead { reason: reason.into() }
     }
 
+    /// Nothing can be executed at the moment, for this reason.
+    #[must_use]
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable { what: Lacking::Handler, reason: reason.into() }
+    }
+
     /// Try again later, for this reason.
     #[must_use]
     pub fn retry(after: Option<Duration>, reason: impl Into<String>) -> Self {
@@ -152,7 +180,10 @@ impl Failure {
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
-            Self::Retry { reason, .. } | Self::Failed { reason } | Self::Dead { reason } => reason,
+            Self::Retry { reason, .. }
+            | Self::Failed { reason }
+            | Self::Dead { reason }
+            | Self::Unavailable { reason, .. } => reason,
         }
     }
 }

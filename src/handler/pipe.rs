@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 use self::child::Child;
-use self::protocol::Answer;
-use super::exec::{not_run, shell};
+use self::protocol::{Answer, Breach};
+use super::exec::{lacks_command, not_run, shell};
 use super::{Attempt, Failure, Handler, fencing};
 
 mod child;
@@ -23,8 +23,9 @@ const SHELL: &str = "sh";
 /// Hands every task to one of several long-lived `sh -c COMMAND` processes: a
 /// line of JSON to its stdin per task, a line of JSON from its stdout per
 /// answer. A process works on one task at a time; `slots` of them work at once.
-/// They are started when they are first needed. Their stderr is the worker's, and
-/// so is their environment, without `KEYLANE_AMQP_URL`: it may hold a password.
+/// They are started when they are first needed. Their stderr is passed on to the
+/// worker's; its end is added to the reason when a process breaks the protocol or the time is
+/// up. Their environment is the worker's, without `KEYLANE_AMQP_URL`: it may hold a password.
 ///
 /// The task, in one line:
 ///
@@ -63,14 +64,16 @@ const SHELL: &str = "sh";
 /// Unknown fields are ignored.
 ///
 /// A process that answers anything else, answers for another task, or ends
-/// before it has answered is killed, and the attempt failed. One that ended or
+/// before it has answered is killed, and the attempt failed; but one that cannot be started, or
+/// that exits with 126 or 127, as shells do when there is no such command, has the task wait
+/// ([`Failure::Unavailable`]). One that ended or
 /// wrote something while it had no task is replaced before it gets the next.
 ///
 /// # Cancel safety
 /// Dropping the future while a process works on the task kills that process
 /// with SIGKILL, and its process group with it: nobody knows its state. While
-/// it waits for a process, nothing is lost. Dropping the `Pipe` kills the idle
-/// ones the same way.
+/// it waits for a process, nothing is lost. Dropping the `Pipe`, and the end of the
+/// worker, whatever kills it, kill the idle ones the same way.
 #[derive(Debug)]
 pub struct Pipe {
     command: OsString,
@@ -103,8 +106,8 @@ impl Pipe {
             tracing::debug!(command = %self.command.display(), "an idle process is replaced");
         }
         let mut command = shell(SHELL, &self.command);
-        Child::spawn(command.stdout(Stdio::piped()))
-            .map_err(|error| Failure::failed(not_run(SHELL, &self.command, &error)))
+        Child::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
+            .map_err(|error| not_run(SHELL, &self.command, &error))
     }
 
     fn pop(&self) -> Option<Child> {
@@ -116,6 +119,24 @@ impl Pipe {
     }
 }
 
+/// A process that works on a task. Dropped, the time of the attempt is up, or the partition lost.
+struct Unfinished<'a> {
+    child: Option<Child>,
+    attempt: &'a Attempt,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let Some(child) = self.child.take() else { return };
+        let stderr = child.stderr().map_or_else(String::new, |lines| format!("; stderr: {lines}"));
+        let words = format!(
+            "the command has the task and has written no line since (does it flush its output \
+             after each?){stderr}"
+        );
+        *self.attempt.last_words.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+    }
+}
+
 impl Handler for Pipe {
     async fn handle(&self, attempt: Attempt) -> Result<(), Failure> {
         let Ok(_slot) = self.slots.acquire().await else {
@@ -124,8 +145,11 @@ impl Handler for Pipe {
         let token = fencing::token(&attempt).await?;
         let request = protocol::request(&attempt, token)
             .map_err(|error| Failure::dead(format!("no line of JSON can hold it: {error}")))?;
-        let mut child = self.checkout()?;
-        let verdict = match child.exchange(&request).await {
+        let mut unfinished = Unfinished { child: Some(self.checkout()?), attempt: &attempt };
+        let Some(child) = &mut unfinished.child else { unreachable!("it has just been given") };
+        let exchanged = child.exchange(&request).await;
+        let Some(mut child) = unfinished.child.take() else { unreachable!("only drop takes it") };
+        let verdict = match exchanged {
             Ok(line) => Answer::read(&line, &attempt.id).map(Answer::into_result),
             Err(breach) => Err(breach),
         };
@@ -134,7 +158,17 @@ impl Handler for Pipe {
                 self.check_in(child);
                 result.map(|result| attempt.set_result(result))
             }
-            Err(breach) => Err(Failure::failed(format!("`{}` {breach}", self.command.display()))),
+            Err(breach) => {
+                if matches!(breach, Breach::Ended(_)) {
+                    child.until_stderr_is_read().await;
+                }
+                let stderr = child.stderr().map_or_else(String::new, |e| format!("; stderr: {e}"));
+                let reason = format!("`{}` {breach}{stderr}", self.command.display());
+                Err(match breach {
+                    Breach::Ended(status) if lacks_command(status) => Failure::unavailable(reason),
+                    _ => Failure::failed(reason),
+                })
+            }
         }
     }
 }

@@ -104,6 +104,18 @@ impl Families {
             [],
             [([], ratio)],
         );
+        self.gauge(
+            "keylane_connected",
+            "1 while the worker is connected to the broker and consumes, else 0.",
+            [],
+            [([], f64::from(u8::from(worker.health.is_connected())))],
+        );
+        self.gauge(
+            "keylane_handler_unavailable",
+            "1 while whatever executes the tasks is out of reach, and nothing starts; else 0.",
+            [],
+            [([], f64::from(u8::from(worker.health.unavailable().is_some())))],
+        );
         self.counter(
             "keylane_tasks_total",
             "Tasks that are done with: executed, dead-lettered, or suppressed because they had \
@@ -118,13 +130,15 @@ impl Families {
         );
         self.counter(
             "keylane_attempts_total",
-            "Attempts at tasks: executed, failed (the handler's retry included), or aborted \
-             because the partition was lost or the drain took too long.",
+            "Attempts at tasks: executed, failed (the handler's retry included), aborted because \
+             the partition was lost or the drain took too long, or never begun because the handler \
+             or the fencing token was unavailable.",
             ["outcome"],
             [
                 (["executed"], &worker.executed),
                 (["failed"], &worker.failed),
                 (["aborted"], &worker.aborted),
+                (["unavailable"], &worker.refused),
             ]
             .map(|(outcome, counter)| (outcome, counter.load(Relaxed))),
         );
@@ -163,10 +177,11 @@ impl Families {
         );
         self.0.extend(worker.latency.collector().collect());
         self.0.extend(worker.handling.collector().collect());
-        self.partitions(worker.partitions.get().map_or(&[], Vec::as_slice));
+        let partitions = worker.partitions.get().map_or(&[][..], Vec::as_slice);
+        self.partitions(partitions, worker.spilled.load(Relaxed));
     }
 
-    fn partitions(&mut self, partitions: &[PartitionFigures]) {
+    fn partitions(&mut self, partitions: &[PartitionFigures], spilled: u64) {
         let sum = |read: fn(&PartitionFigures) -> u32| {
             let sum: u64 = partitions.iter().map(|partition| u64::from(read(partition))).sum();
             [([], sum as f64)]
@@ -194,6 +209,12 @@ impl Families {
             "Partitions that the worker has been handed a delivery of since it took them.",
             [],
             sum(|partition| u32::from(partition.owned.load(Relaxed))),
+        );
+        self.gauge(
+            "keylane_spilled_bytes",
+            "Payloads that wait for their turn on disk, since too much is held in memory.",
+            [],
+            [([], spilled as f64)],
         );
         // A partition that was never this worker's has no series.
         let touched = |partition: &&PartitionFigures| {

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "metrics")]
 mod collect;
+mod health;
 mod histogram;
 mod hot;
 mod publish;
@@ -15,6 +16,8 @@ use std::time::SystemTime;
 
 #[cfg(feature = "metrics")]
 pub use self::collect::MetricsError;
+pub(crate) use self::health::Health;
+pub use self::health::NotReady;
 use self::histogram::Histogram;
 use self::hot::HotResources;
 pub(crate) use self::hot::Load;
@@ -93,6 +96,7 @@ pub(crate) struct Figures {
 pub(crate) struct WorkerFigures {
     /// Its name and its namespace, once it works.
     pub(crate) info: OnceLock<[String; 2]>,
+    pub(crate) health: Health,
     pub(crate) slots: AtomicU32,
     /// When the attempt began that has been running for longest, in microseconds since 1970, and
     /// when it is given up, in milliseconds from then; 0 if there is none.
@@ -104,6 +108,9 @@ pub(crate) struct WorkerFigures {
     pub(crate) redelivered: AtomicU64,
     pub(crate) suppressed: AtomicU64,
     pub(crate) aborted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// Bytes of payloads that wait on disk.
+    pub(crate) spilled: AtomicU64,
     pub(crate) reconnects: AtomicU64,
     pub(crate) retries: AtomicU64,
     pub(crate) partitions_gained: AtomicU64,
@@ -129,6 +136,7 @@ impl Default for WorkerFigures {
         );
         Self {
             info: OnceLock::new(),
+            health: Health::default(),
             slots: AtomicU32::default(),
             oldest_since_us: AtomicU64::default(),
             oldest_timeout_ms: AtomicU64::default(),
@@ -138,6 +146,8 @@ impl Default for WorkerFigures {
             redelivered: AtomicU64::default(),
             suppressed: AtomicU64::default(),
             aborted: AtomicU64::default(),
+            refused: AtomicU64::default(),
+            spilled: AtomicU64::default(),
             reconnects: AtomicU64::default(),
             retries: AtomicU64::default(),
             partitions_gained: AtomicU64::default(),

@@ -169,7 +169,9 @@ mod tests {
             assert_eq!(gone, [], "after {now} ms");
         }
         let goes_on = |fleet: &mut Fleet, now| {
-            ["a", "us"].map(|name| fleet.report(worker(name), Weight::ONE, None, Millis(now)));
+            for name in ["a", "us"] {
+                fleet.report(worker(name), Weight::ONE, None, Millis(now));
+            }
             fleet.forget_silent(Millis(now))
         };
         // One that does not come back is missed from then on.

@@ -308,9 +308,15 @@ impl Lanes {
         let attempts = delivery.attempts;
         match outcome {
             Outcome::Executed => self.settle(tag, outputs),
+            Outcome::Refused { .. } => {
+                delivery.attempts -= 1;
+                delivery.stage = Stage::Queued { unusable: None };
+                delivery.resource.clone().into_iter().for_each(|lane| self.ready.push(lane));
+            }
             Outcome::Failed { not_before, .. } if !self.retry.is_exhausted(attempts) => {
                 let random = splitmix(self.seed ^ tag.0 ^ (u64::from(attempts) << 48));
-                let delay = self.retry.delay(attempts, random).max(not_before.unwrap_or_default());
+                let wished = not_before.unwrap_or_default().min(RetryPolicy::MAX_AFTER);
+                let delay = self.retry.delay(attempts, random).max(wished);
                 let until = now.after(delay);
                 delivery.stage = Stage::Waiting { until };
                 self.waiting.insert((until, tag));

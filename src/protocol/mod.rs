@@ -11,6 +11,7 @@ pub mod journal;
 pub mod lanes;
 pub mod line;
 pub mod names;
+pub mod outage;
 pub mod ownership;
 pub mod partition;
 pub mod plan;

@@ -30,6 +30,10 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// The longest wait that a handler can ask for: a day. A task that waits holds up its resource,
+    /// so whoever asks for more means something else, or has a clock that is wrong.
+    pub const MAX_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
     /// Whether a task that failed in this many attempts is to be given up.
     #[must_use]
     pub const fn is_exhausted(&self, attempts: u32) -> bool {
@@ -44,7 +48,7 @@ impl RetryPolicy {
         let longest = self.first_delay.saturating_mul(1 << doublings).min(self.max_delay);
         let half = longest / 2;
         // The upper 32 bits of a good hash are as random as the lower ones.
-        half + half.mul_f64((random >> 32) as f64 / f64::from(u32::MAX))
+        half.saturating_add(half.mul_f64((random >> 32) as f64 / f64::from(u32::MAX)))
     }
 }
 
@@ -60,6 +64,13 @@ mod tests {
             assert_eq!(policy.delay(attempts, 0), longest / 2, "after {attempts}");
             assert_eq!(policy.delay(attempts, u64::MAX), longest, "after {attempts}");
         }
+    }
+
+    #[test]
+    fn the_longest_duration_is_a_delay_like_any_other() {
+        let longest = Duration::MAX;
+        let policy = RetryPolicy { attempts: 0, first_delay: longest, max_delay: longest };
+        assert!(policy.delay(40, u64::MAX) >= longest / 2);
     }
 
     #[test]

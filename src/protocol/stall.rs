@@ -81,6 +81,17 @@ pub struct Holder {
     pub busy: bool,
     /// The resource that its window is full of.
     pub crowd: Option<Crowd>,
+    /// What its tasks need and the worker cannot reach.
+    pub refused: Option<Lack>,
+}
+
+/// What a worker cannot reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Whatever executes its tasks.
+    Handler,
+    /// The fencing token of the partition.
+    FencingToken,
 }
 
 /// Why nothing of a partition runs.
@@ -124,6 +135,16 @@ pub enum Cause {
     },
     /// Its owner has no slot for it: tasks of other partitions run.
     NoSlot {
+        /// The owner.
+        worker: WorkerId,
+    },
+    /// Its owner cannot reach whatever executes its tasks.
+    HandlerUnavailable {
+        /// The owner.
+        worker: WorkerId,
+    },
+    /// Its owner has no fencing token for it.
+    NoFencingToken {
         /// The owner.
         worker: WorkerId,
     },
@@ -174,6 +195,8 @@ impl Cause {
             | Self::Retrying { worker, .. }
             | Self::Crowded { worker, .. }
             | Self::NoSlot { worker }
+            | Self::HandlerUnavailable { worker }
+            | Self::NoFencingToken { worker }
             | Self::Settling { worker } => Some(worker),
         }
     }
@@ -220,6 +243,14 @@ impl fmt::Display for Cause {
             Self::NoSlot { worker } => {
                 write!(f, "all slots of {worker} are taken by other partitions (work --slots)")
             }
+            Self::HandlerUnavailable { worker } => {
+                write!(f, "{worker} cannot reach its handler")
+            }
+            Self::NoFencingToken { worker } => write!(
+                f,
+                "{worker} has no fencing token for it: see its log (keylane init mends a counter \
+                 that is lost)"
+            ),
             Self::Settling { worker } => write!(
                 f,
                 "{worker} holds tasks and can neither record nor dead-letter them: see its log"
@@ -284,6 +315,11 @@ impl Look {
         if holder.unsettled == 0 {
             // It is on its way, or the broker gives it to somebody else.
             Some(Cause::NotHandedOut)
+        } else if let (Some(lack), 1..) = (holder.refused, holder.startable) {
+            Some(match lack {
+                Lack::Handler => Cause::HandlerUnavailable { worker },
+                Lack::FencingToken => Cause::NoFencingToken { worker },
+            })
         } else if holder.running > 0 {
             None
         } else if holder.startable > 0 {

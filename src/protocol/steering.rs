@@ -288,7 +288,7 @@ pub enum OrderError {
     /// It is no order.
     #[error("not an order: {0}")]
     Malformed(#[source] serde_json::Error),
-    /// A newer keylane wrote it: it may forbid what this one would do.
+    /// A newer keylane wrote it.
     #[error("an order of version {version}, this keylane knows version {}", Order::VERSION)]
     Version {
         /// The version.

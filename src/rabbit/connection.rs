@@ -151,6 +151,7 @@ impl Connect {
     pub(crate) async fn open(&self, role: &str) -> Result<lapin::Connection, Error> {
         let mut tried = Vec::new();
         let mut refused_tls = None;
+        let mut refused = None;
         for node in &self.nodes {
             let properties = ConnectionProperties::default()
                 .with_connection_name(format!("{} {role}", self.name).into())
@@ -160,6 +161,7 @@ impl Connect {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => {
                     refused_tls = refused_tls.or_else(|| tls_refusal(node, &error));
+                    refused = refused.or_else(|| passing_refusal(node, &error));
                     tried.push(refusal(node, &error)?);
                 }
                 Err(_) => tried.push(format!(
@@ -169,7 +171,9 @@ impl Connect {
                 )),
             }
         }
-        Err(refused_tls.unwrap_or_else(|| Error::Unreachable { tried: tried.join(", ") }))
+        Err(refused_tls
+            .or(refused)
+            .unwrap_or_else(|| Error::Unreachable { tried: tried.join(", ") }))
     }
 
     async fn connect(
@@ -258,6 +262,14 @@ fn tls_refusal(node: &Url, error: &lapin::Error) -> Option<Error> {
     Some(Error::Tls { url: masked(node), reason, way_out })
 }
 
+/// A node answered, and takes no connection for a reason that passes.
+fn passing_refusal(node: &Url, error: &lapin::Error) -> Option<Error> {
+    // The code is that of a missing virtual host, too: the words decide.
+    let passes = |reply: &String| reply.contains("limit") || reply.contains(" is down");
+    let (_, reply) = reply(error).filter(|(code, reply)| *code == 530 && passes(reply))?;
+    Some(Error::ConnectionRefused { url: masked(node), reply })
+}
+
 /// A node refused us: either that is final, or the next node is tried.
 fn refusal(node: &Url, error: &lapin::Error) -> Result<String, Error> {
     let user = match node.username() {
@@ -266,6 +278,7 @@ fn refusal(node: &Url, error: &lapin::Error) -> Result<String, Error> {
     };
     let (url, user) = (masked(node), user.to_owned());
     match reply(error) {
+        _ if passing_refusal(node, error).is_some() => Ok(format!("{url} ({error})")),
         Some((403, _)) => Err(Error::AccessRefused { url, user }),
         Some((530, reply)) => {
             let vhost = node.path().trim_start_matches('/').replace("%2f", "/");

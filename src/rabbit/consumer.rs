@@ -6,6 +6,7 @@
 //! channel first: unsettled deliveries go back in order.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use futures_lite::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::connection::close;
@@ -23,9 +25,10 @@ use crate::protocol::envelope::EnvelopeError;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::settlement::{Ack, DeliveryTag};
 use crate::protocol::task::Task;
+use crate::spill::{Kept, Spill};
 
 /// One hand-off by the broker.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Delivery {
     /// Its tag on its channel.
     pub(crate) tag: DeliveryTag,
@@ -36,8 +39,10 @@ pub(crate) struct Delivery {
     pub(crate) redelivered: bool,
     /// The properties as they came, for the dead letters.
     pub(crate) properties: BasicProperties,
-    /// The body.
+    /// The body; empty while it waits on disk.
     pub(crate) payload: Bytes,
+    /// Where that is, if it is accounted for.
+    pub(crate) kept: Option<Kept>,
 }
 
 impl Delivery {
@@ -48,7 +53,24 @@ impl Delivery {
             redelivered: envelope::redelivered(&delivery.properties),
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
+            kept: None,
         }
+    }
+
+    /// Moves the body to disk if too much is held in memory.
+    async fn spilled(mut self, spill: &Arc<Spill>) -> Self {
+        match spill.keep(self.payload.clone()).await {
+            Ok(kept) => {
+                if kept.spilled().is_some() {
+                    self.payload = Bytes::new();
+                }
+                self.kept = Some(kept);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a payload stays in memory, since the disk takes none");
+            }
+        }
+        self
     }
 
     /// The task in it.
@@ -57,11 +79,31 @@ impl Delivery {
     }
 }
 
+/// Takes deliveries from the client library as they come: it holds any number of them, and their
+/// payloads, while nobody does. Goes on until the channel is closed, since the library cancels a
+/// consumer that is dropped.
+async fn take_in(
+    mut consumer: Consumer,
+    spill: Arc<Spill>,
+    taken: mpsc::UnboundedSender<Result<Delivery, lapin::Error>>,
+) {
+    while let Some(delivery) = consumer.next().await {
+        let delivery = match delivery {
+            Ok(delivery) => Ok(Delivery::from_lapin(delivery).spilled(&spill).await),
+            Err(error) => Err(error),
+        };
+        // Nobody listens any more once the channel is being closed.
+        taken.send(delivery).ok();
+    }
+}
+
 /// A channel with one consumer on it.
 pub(crate) struct QueueChannel {
     channel: Channel,
-    /// Taken when the channel is closed, never before.
-    consumer: Option<Consumer>,
+    /// What has come, from the task that has the consumer.
+    deliveries: mpsc::UnboundedReceiver<Result<Delivery, lapin::Error>>,
+    /// It was closed, so that it need not be when it is dropped.
+    closed: bool,
     queue: String,
     /// A mint has begun and not ended: the counter may be unsettled here.
     minting: bool,
@@ -78,6 +120,7 @@ impl QueueChannel {
         queue: &str,
         worker: &WorkerId,
         prefetch: NonZeroU16,
+        spill: &Arc<Spill>,
     ) -> Result<Option<Self>, Error> {
         let channel = connection.create_channel().await.doing("open a channel")?;
         channel
@@ -93,12 +136,12 @@ impl QueueChannel {
             )
             .await;
         match consumer {
-            Ok(consumer) => Ok(Some(Self {
-                channel,
-                consumer: Some(consumer),
-                queue: queue.to_owned(),
-                minting: false,
-            })),
+            Ok(consumer) => {
+                let (taken, deliveries) = mpsc::unbounded_channel();
+                tokio::spawn(take_in(consumer, Arc::clone(spill), taken));
+                let queue = queue.to_owned();
+                Ok(Some(Self { channel, deliveries, closed: false, queue, minting: false }))
+            }
             Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => Ok(None),
             Err(error) => Err(Error::from_lapin(format!("consume {queue}"), error)),
         }
@@ -115,12 +158,8 @@ impl QueueChannel {
                 source: "the minting of an epoch was cut short".into(),
             });
         }
-        let next = match &mut self.consumer {
-            Some(consumer) => consumer.next().await,
-            None => None,
-        };
-        match next {
-            Some(Ok(delivery)) => Ok(Delivery::from_lapin(delivery)),
+        match self.deliveries.recv().await {
+            Some(Ok(delivery)) => Ok(delivery),
             Some(Err(error)) => Err(Error::from_lapin(format!("consume {}", self.queue), error)),
             None => Err(Error::Broker {
                 doing: format!("consume {}", self.queue),
@@ -159,7 +198,7 @@ impl QueueChannel {
     /// Gives the queue up: unsettled deliveries go back in order.
     pub(crate) async fn close(mut self) {
         close(&self.channel).await;
-        self.consumer = None;
+        self.closed = true;
     }
 }
 
@@ -168,14 +207,9 @@ impl Drop for QueueChannel {
     /// in the background; without a runtime the process is about to end, and
     /// its connections with it.
     fn drop(&mut self) {
-        if let (Some(consumer), Ok(runtime)) =
-            (self.consumer.take(), tokio::runtime::Handle::try_current())
-        {
+        if let (false, Ok(runtime)) = (self.closed, tokio::runtime::Handle::try_current()) {
             let channel = self.channel.clone();
-            runtime.spawn(async move {
-                close(&channel).await;
-                drop(consumer);
-            });
+            runtime.spawn(async move { close(&channel).await });
         }
     }
 }

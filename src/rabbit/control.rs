@@ -5,6 +5,9 @@
 //! Nothing that is said here matters for safety. A lost plan or announcement leaves the fleet
 //! out of balance until the next one, a lost report makes a table shorter.
 
+mod load;
+mod outage;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +23,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::load::{HotResource, RecentLoad};
+pub use self::outage::HandlerOutage;
 use super::connection::close;
 use super::error::{Doing, Error, reply};
 use super::planner::MemberMessage;
@@ -218,6 +223,9 @@ pub struct WorkerReport {
     pub failed: u64,
     /// Tasks dead-lettered since it started.
     pub dead_lettered: u64,
+    /// Since when its handler is out of reach, and why; then it starts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<HandlerOutage>,
     /// The partitions that it owns: those that it was handed anything of since it attached.
     pub partitions: Vec<HeldPartition>,
     /// The number of the plan that it follows. None of an older keylane, or before it knows one.
@@ -239,33 +247,6 @@ pub struct WorkerReport {
     /// Its partitions whose window is full of one resource.
     #[serde(default)]
     pub crowded: Vec<Crowded>,
-}
-
-/// What a worker did lately. What was a minute ago counts half, and so on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct RecentLoad {
-    /// In how much time, in milliseconds: less than two minutes.
-    pub window_ms: u64,
-    /// Attempts at tasks.
-    pub attempts: u64,
-    /// Time that all their handlers took, in milliseconds.
-    pub handler_ms: u64,
-}
-
-/// A resource that a worker was busy with lately. What is given is certain; it may be
-/// a thirty-second of its partition's load more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct HotResource {
-    /// Which one.
-    pub resource: Resource,
-    /// Where it belongs to.
-    pub partition: PartitionId,
-    /// Attempts at its tasks.
-    pub attempts: u64,
-    /// Time that their handlers took, in milliseconds.
-    pub handler_ms: u64,
 }
 
 /// The place of a worker in the line of a partition.
@@ -294,7 +275,7 @@ impl From<LinePlace> for (PartitionId, Role, Option<u64>) {
 }
 
 /// A partition that a worker owns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HeldPartition {
     /// Its number.
@@ -318,14 +299,15 @@ pub struct HeldPartition {
     /// Deliveries that were settled since the worker connected.
     #[serde(default)]
     pub settled: u64,
+    /// There is no fencing token for it, so that nothing of it starts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_token: bool,
 }
 
 impl HeldPartition {
     /// A partition with these counts.
     pub(crate) fn new(partition: u32, unsettled: u32, running: u32) -> Self {
-        let (paused, retrying, startable) = (0, 0, 0);
-        let (retry_in_ms, settled) = (None, 0);
-        Self { partition, unsettled, running, paused, retrying, retry_in_ms, startable, settled }
+        Self { partition, unsettled, running, ..Self::default() }
     }
 }
 
@@ -352,16 +334,7 @@ impl Control {
         let declared = channel.queue_declare(queue.as_str().into(), own, FieldTable::default());
         declared.await.doing(format!("declare {queue}"))?;
         if to_all {
-            channel
-                .queue_bind(
-                    queue.as_str().into(),
-                    exchange.as_str().into(),
-                    "".into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await
-                .doing(format!("listen to {exchange}"))?;
+            bind(&channel, &queue, &exchange).await.doing(format!("listen to {exchange}"))?;
         }
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let consumer = channel
@@ -413,6 +386,13 @@ impl Control {
         // A question that changes nothing; its answer comes after what was said.
         let answer = self.channel.basic_qos(1, BasicQosOptions::default());
         answer.await.map_err(|error| self.refused(error))
+    }
+
+    /// Binds its queue again, since the exchange may have been made anew. If there is none, the
+    /// channel ends.
+    pub(crate) async fn hear_all(&self) -> Result<(), Error> {
+        let Self { channel, own_queue, exchange, .. } = self;
+        bind(channel, own_queue, exchange).await.map_err(|error| self.refused(error))
     }
 
     /// Answers one who asked.
@@ -508,6 +488,9 @@ impl Control {
 
     async fn publish(&self, exchange: &str, key: &str, body: &impl Serialize) -> Result<(), Error> {
         let doing = || format!("speak on {}", self.exchange);
+        if key.len() > usize::from(u8::MAX) {
+            return Err(Error::Broker { doing: doing(), source: "an address is too long".into() });
+        }
         let body = serde_json::to_vec(body)
             .map_err(|error| Error::Broker { doing: doing(), source: Box::new(error) })?;
         let properties = BasicProperties::default().with_reply_to(self.own_queue.as_str().into());
@@ -518,6 +501,11 @@ impl Control {
             .doing(doing())?;
         Ok(())
     }
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str) -> Result<(), lapin::Error> {
+    let (queue, exchange, options) = (queue.into(), exchange.into(), QueueBindOptions::default());
+    channel.queue_bind(queue, exchange, "".into(), options, FieldTable::default()).await
 }
 
 #[cfg(feature = "fuzzing")]

@@ -72,6 +72,15 @@ pub enum Error {
         /// What the broker said.
         reply: String,
     },
+    /// The broker takes no more connections at the moment: a limit is reached, or the virtual
+    /// host is still starting.
+    #[error("the broker at {url} takes no connection now: {reply}")]
+    ConnectionRefused {
+        /// The address, its password masked.
+        url: String,
+        /// What the broker said.
+        reply: String,
+    },
     /// The broker is too old.
     #[error("the broker at {url} is RabbitMQ {version}, keylane needs 4.0 or newer: upgrade it")]
     BrokerTooOld {
@@ -93,6 +102,14 @@ pub enum Error {
         "namespace {namespace:?} has no topology on this broker: run `keylane init --namespace {namespace}` first"
     )]
     TopologyMissing {
+        /// The namespace.
+        namespace: String,
+    },
+    /// There is a place for the topology, and it is not read in time.
+    #[error(
+        "the topology of namespace {namespace:?} is not read yet: is the broker busy, or was `keylane init` interrupted? Then run it again"
+    )]
+    TopologyPending {
         /// The namespace.
         namespace: String,
     },
@@ -119,16 +136,6 @@ pub enum Error {
     SteeringMissing {
         /// The namespace.
         namespace: String,
-    },
-    /// What is in force cannot be understood.
-    #[error(
-        "what is paused and cancelled in namespace {namespace:?} cannot be read ({reason}): upgrade this keylane"
-    )]
-    SteeringUnreadable {
-        /// The namespace.
-        namespace: String,
-        /// What is wrong with it.
-        reason: String,
     },
     /// An order asks for too much.
     #[error(transparent)]
@@ -231,6 +238,8 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. }
+            | Self::ConnectionRefused { .. }
+            | Self::TopologyPending { .. }
             | Self::Silent { .. }
             | Self::Minority { .. }
             | Self::QueueSilent { .. }
@@ -248,7 +257,6 @@ impl Error {
             | Self::JournalMissing { .. }
             | Self::PlannerMissing { .. }
             | Self::SteeringMissing { .. }
-            | Self::SteeringUnreadable { .. }
             | Self::Steering(_)
             | Self::NoSuchPartition { .. }
             | Self::TopologyDiffers { .. }
@@ -256,6 +264,46 @@ impl Error {
             | Self::Conflict { .. }
             | Self::QueueMissing { .. } => false,
         }
+    }
+
+    /// Whether somebody who had the same work before should wait for its end: everything passes
+    /// but another layout, and settings that cannot be read.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            Self::BadUrl { .. }
+            | Self::BadTlsFile { .. }
+            | Self::NotEncrypted { .. }
+            | Self::TopologyDiffers { .. } => false,
+            Self::Unreachable { .. }
+            | Self::ConnectionRefused { .. }
+            | Self::TopologyPending { .. }
+            | Self::Silent { .. }
+            | Self::Minority { .. }
+            | Self::QueueSilent { .. }
+            | Self::Blocked { .. }
+            | Self::Broker { .. }
+            | Self::Tls { .. }
+            | Self::AccessRefused { .. }
+            | Self::VhostRefused { .. }
+            | Self::BrokerTooOld { .. }
+            | Self::NotPermitted { .. }
+            | Self::TopologyMissing { .. }
+            | Self::JournalMissing { .. }
+            | Self::PlannerMissing { .. }
+            | Self::SteeringMissing { .. }
+            | Self::Steering(_)
+            | Self::NoSuchPartition { .. }
+            | Self::TopologyUnreadable { .. }
+            | Self::Conflict { .. }
+            | Self::QueueMissing { .. } => true,
+        }
+    }
+
+    /// Whether the broker has ended the connection because of this queue.
+    pub(crate) fn blames(&self, queue: &str) -> bool {
+        let Self::Broker { source, .. } = self else { return false };
+        let source = source.to_string();
+        source.contains("INTERNAL_ERROR") && source.contains(&format!("'{queue}'"))
     }
 
     /// Tells what the client library's error means for what was tried.

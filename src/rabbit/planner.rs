@@ -131,10 +131,10 @@ impl PlannerQueue {
         Ok(())
     }
 
-    /// Whether nobody stands in the line of a queue.
+    /// Whether nobody stands in the line of a queue that exists.
     ///
     /// # Errors
-    /// When the connection is lost, or the queue is missing.
+    /// When the connection is lost.
     pub(crate) async fn is_unattended(
         &mut self,
         connection: &Connection,
@@ -145,8 +145,9 @@ impl PlannerQueue {
             None => connection.create_channel().await.doing("open a channel")?,
         };
         let counted = counts(&channel, queue).await?;
+        // Nobody could attach to one that is missing, and the look has closed its channel.
         if counted == Counted::Missing {
-            return Err(Error::QueueMissing { queue: queue.to_owned() });
+            return Ok(false);
         }
         self.counting = Some(channel);
         // Of a leader that does not answer nothing is known.

@@ -60,6 +60,29 @@ impl ConsumerPool {
             .await
     }
 
+    /// A connection for one partition alone, whose queue makes trouble: the broker ends the whole
+    /// connection of whoever consumes a queue without a leader. Its owner closes it. If it falls
+    /// silent, that is told as of a later one.
+    ///
+    /// # Errors
+    /// Those of connecting.
+    ///
+    /// # Cancel safety
+    /// A connection that is half-way is dropped.
+    pub(crate) async fn for_one(&self) -> Result<Connection, Error> {
+        let connection = self.connect.open("worker, one partition").await?;
+        let unanswered = pulse::unanswered(&connection).await?;
+        let lost = self.lost.clone();
+        tokio::spawn(async move {
+            let error = unanswered.await;
+            // Its end alone is a matter of its owner.
+            if matches!(error, Error::Silent { .. }) {
+                lost.send(error).ok();
+            }
+        });
+        Ok(connection)
+    }
+
     /// Whether all of them are connected, as far as the client library knows.
     pub(crate) fn connected(&self) -> bool {
         let later = self.more.iter().filter_map(OnceCell::get);

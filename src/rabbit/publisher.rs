@@ -330,7 +330,8 @@ impl Publisher {
         loop {
             let error = match self.session().await {
                 Ok(session) => return Ok(session),
-                Err(error) if error.is_retryable() => error,
+                // Whoever publishes has been connected before, here or beside it.
+                Err(error) if error.passes() => error,
                 Err(error) => return Err(error),
             };
             let Some(delay) = backoff.next() else { return Err(error) };

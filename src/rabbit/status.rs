@@ -13,7 +13,7 @@ use crate::protocol::names::Namespace;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::protocol::plan::Role;
-use crate::protocol::stall::{Cause, Holder, Look, Stray};
+use crate::protocol::stall::{Cause, Holder, Lack, Look, Stray};
 use crate::protocol::steering::Steering;
 use crate::protocol::task::Resource;
 
@@ -277,6 +277,10 @@ impl Status {
                     .iter()
                     .find(|crowded| crowded.partition == partition)
                     .map(|crowded| crowded.by.clone()),
+                refused: match &worker.unavailable {
+                    Some(_) => Some(Lack::Handler),
+                    None => held.lacks_token.then_some(Lack::FencingToken),
+                },
             })
         })
     }

@@ -75,8 +75,9 @@ pub async fn init_with(
 /// Reads the layout that is in force.
 ///
 /// # Errors
-/// [`Error::TopologyMissing`] when there is none, [`Error::TopologyUnreadable`]
-/// when it cannot be understood, and the errors of connecting.
+/// [`Error::TopologyMissing`] when there is none, [`Error::TopologyPending`] when it does not come
+/// in time, [`Error::TopologyUnreadable`] when it cannot be understood, and the errors of
+/// connecting.
 pub async fn topology(connect: &Connect) -> Result<Topology, Error> {
     let connection = connect.open("topology").await?;
     let result = read(&connection, connect.namespace()).await;
@@ -102,7 +103,10 @@ async fn declare(
             check(namespace, stored, wanted)?;
             Others::of(connection, namespace, &stored).await?
         }
-        Err(Error::TopologyMissing { .. }) => Others::before(connection, namespace).await?,
+        // The second is what an earlier one has left that died half-way.
+        Err(Error::TopologyMissing { .. } | Error::TopologyPending { .. }) => {
+            Others::before(connection, namespace).await?
+        }
         Err(error) => return Err(error),
     };
     declare_queues(connection, namespace, &wanted, retention, &others).await?;
@@ -377,7 +381,9 @@ async fn try_read(
         consumer => consumer?,
     };
     let first = tokio::time::timeout(FIRST_RECORD_TIMEOUT, consumer.next()).await;
-    let Ok(Some(first)) = first else { return Err(missing()) };
+    let Ok(Some(first)) = first else {
+        return Err(Error::TopologyPending { namespace: namespace.to_string() });
+    };
     let record = first.doing(format!("read {name}"))?.data;
     close(&channel).await;
     self::record(&record, namespace).map(Ok)

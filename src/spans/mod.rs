@@ -52,7 +52,9 @@ impl AttemptSpans {
     pub(crate) fn end(self, outcome: &Outcome) {
         self.process.end(match outcome {
             Outcome::Executed => None,
-            Outcome::Failed { reason, .. } | Outcome::Dead { reason } => Some(reason),
+            Outcome::Failed { reason, .. }
+            | Outcome::Dead { reason }
+            | Outcome::Refused { reason } => Some(reason),
         });
     }
 }

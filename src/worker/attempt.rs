@@ -5,10 +5,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::Execute;
 use super::stints::{Stint, Stints};
-use crate::handler::{Attempt, Failure};
+use crate::handler::{Attempt, Failure, Lacking};
 use crate::protocol::lanes::Outcome;
 use crate::protocol::result::TaskResult;
 use crate::rabbit::claims::ClaimRegister;
@@ -21,35 +22,52 @@ pub(super) async fn run<E: Execute>(
     delivery: Arc<Delivery>,
     (stints, stint): (&Stints, Arc<Stint>),
 ) -> Ended {
-    let timeout = attempt.timeout;
+    let limit = attempt.timeout;
     let said = Arc::clone(&attempt.result);
+    let last_words = Arc::clone(&attempt.last_words);
     let _running = stints.begin(&attempt, stint);
-    let running = pin!(executor.execute(attempt, delivery));
-    let result = match timeout {
-        None => running.await,
-        Some(limit) => tokio::time::timeout(limit, running)
-            .await
-            .unwrap_or_else(|_| Err(Failure::failed(format!("no end after {limit:?}")))),
+    let ended = {
+        let running = pin!(executor.execute(attempt, delivery));
+        match limit {
+            None => Some(running.await),
+            Some(limit) => timeout(limit, running).await.ok(),
+        }
     };
+    // What is dropped unfinished may have left a word.
+    let result = ended.unwrap_or_else(|| {
+        let words = last_words.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let words = words.map_or_else(String::new, |words| format!(": {words}"));
+        Err(Failure::failed(format!("no end after {:?}{words}", limit.unwrap_or_default())))
+    });
+    let mut lacking = None;
     let outcome = match result {
         Ok(()) => Outcome::Executed,
         Err(Failure::Retry { after, reason }) => Outcome::Failed { not_before: after, reason },
         Err(Failure::Failed { reason }) => Outcome::Failed { not_before: None, reason },
         Err(Failure::Dead { reason }) => Outcome::Dead { reason },
+        Err(Failure::Unavailable { what, reason }) => {
+            lacking = Some(what);
+            Outcome::Refused { reason }
+        }
     };
     let result = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
-    Ended { outcome, result }
+    Ended { outcome, result, lacking }
 }
+
+/// How long a suspect waits until nothing else runs.
+const ALONE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How an attempt ended, and what its handler said of it.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) result: TaskResult,
+    /// What was out of reach, if it was refused.
+    pub(super) lacking: Option<Lacking>,
 }
 
 impl From<Outcome> for Ended {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, result: TaskResult::NONE }
+        Self { outcome, result: TaskResult::NONE, lacking: None }
     }
 }
 
@@ -80,7 +98,11 @@ impl Caution {
             Some((slots, all)) => {
                 // Ours goes back first, or two who want them all would wait for each other.
                 drop(slot);
-                (slots.acquire_many_owned(all).await.ok(), true)
+                match timeout(ALONE_PATIENCE, Arc::clone(&slots).acquire_many_owned(all)).await {
+                    Ok(all) => (all.ok(), true),
+                    // Nothing else starts while it waits, so it does not wait for ever.
+                    Err(_) => (slots.acquire_owned().await.ok(), false),
+                }
             }
         };
         tracing::debug!(task = %id, alone, "runs with a claim: earlier executions were lost");

@@ -65,6 +65,11 @@ impl Counting {
         }
     }
 
+    /// An attempt was never begun, since what executes it was out of reach.
+    pub(super) fn refused(&self) {
+        self.worker().refused.fetch_add(1, Relaxed);
+    }
+
     /// These ran to the last, and were stopped.
     pub(super) fn aborted(&self, attempts: usize) {
         self.worker().aborted.fetch_add(attempts as u64, Relaxed);
@@ -83,6 +88,11 @@ impl Counting {
         if let Some(partition) = self.partition() {
             partition.note(unsettled, running, lanes);
         }
+    }
+
+    /// So many bytes wait on disk.
+    pub(super) fn note_spilled(&self, bytes: u64) {
+        self.worker().spilled.store(bytes, Relaxed);
     }
 
     /// The tenure is over.

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use super::gate::Pass;
 use super::stints::Stint;
 use crate::protocol::crashes::Suspicion;
 use crate::protocol::fence::Epoch;
 use crate::protocol::journal::{Outcome, Record};
+use crate::protocol::outage::Refusals;
 use crate::protocol::partition::PartitionId;
 use crate::protocol::result::TaskResult;
 use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::consumer::Delivery;
+use crate::spill::Spilled;
 
 /// See the [module](self).
 pub(super) struct HeldDelivery {
@@ -20,6 +23,9 @@ pub(super) struct HeldDelivery {
     /// The number of its last attempt here, and the time it had.
     pub(super) attempt: u32,
     pub(super) stint: Arc<Stint>,
+    /// The permissions to start, of the handler and of the partition's tokens.
+    pub(super) passes: Option<[Pass; 2]>,
+    pub(super) refusals: Refusals,
     /// Why it goes to the dead letters.
     pub(super) obituary: Option<String>,
 }
@@ -31,7 +37,21 @@ impl HeldDelivery {
         suspicion: Suspicion,
     ) -> Self {
         let delivery = Arc::new(delivery);
-        Self { delivery, task, suspicion, attempt: 0, stint: Arc::default(), obituary: None }
+        Self {
+            delivery,
+            task,
+            suspicion,
+            attempt: 0,
+            stint: Arc::default(),
+            passes: None,
+            refusals: Refusals::default(),
+            obituary: None,
+        }
+    }
+
+    /// Its payload, if that waits on disk.
+    pub(super) fn spilled(&self) -> Option<Arc<Spilled>> {
+        self.delivery.kept.as_ref()?.spilled().cloned()
     }
 
     /// What its last attempt came to. `None` if it is no task, or if its handler never

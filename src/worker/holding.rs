@@ -16,6 +16,7 @@ pub(super) struct Held {
     paused: AtomicU32,
     retrying: AtomicU32,
     startable: AtomicU32,
+    lacks_token: AtomicBool,
     /// Milliseconds since the worker started.
     retry_at_ms: AtomicU64,
     settled: AtomicU64,
@@ -43,6 +44,7 @@ impl Default for Held {
             paused: AtomicU32::new(0),
             retrying: AtomicU32::new(0),
             startable: AtomicU32::new(0),
+            lacks_token: AtomicBool::new(false),
             retry_at_ms: AtomicU64::new(NEVER),
             settled: AtomicU64::new(0),
             busy_us: AtomicU64::new(0),
@@ -108,10 +110,16 @@ impl Held {
         self.served.load(Ordering::Relaxed)
     }
 
+    /// Whether there is a fencing token for it, as far as is known.
+    pub(super) fn note_token(&self, lacks_token: bool) {
+        self.lacks_token.store(lacks_token, Ordering::Relaxed);
+    }
+
     /// The partition was given up, or lost.
     pub(super) fn note_nothing(&self, now: Duration) {
         self.add_busy(now);
         self.served.store(false, Ordering::Relaxed);
+        self.note_token(false);
         for count in [&self.unsettled, &self.running, &self.paused, &self.retrying, &self.startable]
         {
             count.store(0, Ordering::Relaxed);
@@ -153,6 +161,7 @@ impl Held {
         held.paused = read(&self.paused);
         held.retrying = read(&self.retrying);
         held.startable = read(&self.startable);
+        held.lacks_token = self.lacks_token.load(Ordering::Relaxed);
         held.settled = self.settled.load(Ordering::Relaxed);
         let retry_at = self.retry_at_ms.load(Ordering::Relaxed);
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);

@@ -29,6 +29,9 @@ const SMALL_FLEET: u32 = 8;
 const REPEAT: Duration = Duration::from_secs(10);
 const REPEAT_PER_MEMBER: Duration = Duration::from_millis(200);
 
+/// How often it makes sure that it hears what is said to all.
+const HEAR_EVERY: Duration = Duration::from_secs(5);
+
 /// Listens and reports until it is aborted, or the connection beside the consuming one is lost.
 pub(super) async fn take_part<E: Execute>(session: Arc<Session<E>>, mut control: Control) -> Error {
     let (heeding, mut heeded) = mpsc::unbounded_channel::<(String, Heeded)>();
@@ -39,10 +42,13 @@ pub(super) async fn take_part<E: Execute>(session: Arc<Session<E>>, mut control:
     let mut announced = Instant::now();
     let mut repeated = announced;
     let mut due = None;
+    let mut hears = interval(HEAR_EVERY);
+    hears.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while heeders.try_join_next().is_some() {}
         let sent = tokio::select! {
             Some((to, heeded)) = heeded.recv() => control.answer(&to, &heeded).await,
+            _ = hears.tick() => control.hear_all().await,
             _ = reports.tick() => {
                 if repeated.elapsed() > REPEAT + REPEAT_PER_MEMBER * members(&session) {
                     (announced, repeated) = (Instant::now(), Instant::now());

@@ -3,6 +3,7 @@
 mod attempt;
 mod backlog;
 mod counting;
+mod gate;
 mod held;
 mod holding;
 mod line;
@@ -16,16 +17,20 @@ mod steered;
 mod stints;
 mod tenure;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::gate::Gate;
 use self::holding::Held;
 use self::stints::Stints;
 use crate::backoff::Backoff;
@@ -38,10 +43,11 @@ use crate::protocol::plan::Plan;
 use crate::protocol::retry::RetryPolicy;
 use crate::rabbit::connection::Connect;
 use crate::rabbit::consumer::Delivery;
-use crate::rabbit::control::{Crowded, HotResource, RecentLoad, WorkerReport};
+use crate::rabbit::control::{Crowded, HandlerOutage, HotResource, RecentLoad, WorkerReport};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Journal;
 use crate::spans::Tracer;
+use crate::spill::Spill;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -63,6 +69,16 @@ pub struct WorkerOptions {
     /// When shut down: time for running tasks to finish; then they are aborted
     /// and another worker executes them again. Default 30 s.
     pub drain_timeout: Duration,
+    /// At the start: how long to wait for a broker that is out of reach or not ready. Default
+    /// `None`: without end, as it is waited for later. A namespace that was never set up, wrong
+    /// credentials and missing rights are not waited for.
+    pub wait_for_broker: Option<Duration>,
+    /// Bytes of payloads that wait for their turn in memory. What is over it waits in files without
+    /// a name, and is read when its attempt begins. Those of the tasks that run come on top, and
+    /// what the broker has just sent. Default 64 MiB.
+    pub window_bytes: u64,
+    /// The folder of these files. Default: that of the system for temporary files.
+    pub spill_directory: PathBuf,
     /// How long an ack may wait for others, to settle them as one, and as long
     /// again for tasks that still run between them. Longer is fewer acks, and
     /// more executed again after a crash if there is no journal. Default 100 ms.
@@ -101,6 +117,9 @@ impl Default for WorkerOptions {
             retry: RetryPolicy::default(),
             max_crashes: MaxCrashes::default(),
             drain_timeout: Duration::from_secs(30),
+            wait_for_broker: None,
+            window_bytes: 64 << 20,
+            spill_directory: std::env::temp_dir(),
             ack_delay: Duration::from_millis(100),
             journal: true,
             fencing: true,
@@ -137,9 +156,10 @@ pub struct WorkerSummary {
 /// aborted at once, since another worker may own their partitions by then.
 ///
 /// # Errors
-/// What waiting does not mend: the namespace was never set up or has changed,
-/// credentials or permissions are wrong. An unreachable broker is an error only
-/// at the start.
+/// At the start, what waiting does not mend: the namespace was never set up, credentials or
+/// permissions are wrong, and a broker that is out of reach for longer than
+/// [`WorkerOptions::wait_for_broker`]. Once it has worked, nothing but another layout of the
+/// namespace: a slow or restarting broker refuses things that it grants a moment later.
 ///
 /// # Cancel safety
 /// Dropping the future aborts the running handlers and closes the connection
@@ -220,7 +240,7 @@ async fn run_sessions<E: Execute>(
         topology = known;
         match result {
             Ok(()) => return Ok(()),
-            Err(error) if topology.is_some() && error.is_retryable() => {
+            Err(error) if shared.waits(&error, topology.is_some()) => {
                 if shutdown.is_cancelled() {
                     return Ok(());
                 }
@@ -229,8 +249,12 @@ async fn run_sessions<E: Execute>(
                     backoff = Backoff::new(None);
                 }
                 let delay = backoff.next().unwrap_or_default();
-                tracing::warn!(%error, retry_in = ?delay, "lost the broker");
-                shared.figures.worker.reconnects.fetch_add(1, Ordering::Relaxed);
+                if topology.is_some() {
+                    tracing::warn!(%error, retry_in = ?delay, "lost the broker");
+                    shared.figures.worker.reconnects.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    tracing::warn!(%error, retry_in = ?delay, "waiting for the broker");
+                }
                 // That one may still accept connections, frozen or cut off as it is.
                 connect = connect.with_next_node_first();
                 tokio::select! {
@@ -251,6 +275,9 @@ struct Shared<E> {
     executor: E,
     slots: Arc<Semaphore>,
     stints: Stints,
+    spill: Arc<Spill>,
+    /// Closed while the handler is out of reach.
+    handler: Arc<Gate>,
     /// Made by the first session, kept by the others. `None` if there is to be none.
     journal: OnceLock<Option<Arc<Journal>>>,
     figures: Arc<Figures>,
@@ -260,6 +287,11 @@ struct Shared<E> {
     leave: CancellationToken,
     /// Where the operators wait who asked it to.
     told_to_leave: Mutex<Vec<String>>,
+    worked: AtomicBool,
+    /// Partitions where a handler that cannot be aborted still runs, after their loss.
+    left_behind: Mutex<BTreeMap<usize, CancellationToken>>,
+    /// Queues that are consumed over a connection of their own, since they may end it.
+    set_apart: Mutex<BTreeSet<usize>>,
     /// The plan that the last session followed.
     plan: Mutex<Option<Arc<Plan>>>,
     /// Cancelled when the future of [`work`] is dropped.
@@ -290,19 +322,62 @@ impl<E> Shared<E> {
         Self {
             connect: connect.with_name(format!("keylane {}", options.id)),
             slots: Arc::new(Semaphore::new(options.slots.max(1) as usize)),
+            spill: Spill::new(options.window_bytes, options.spill_directory.clone()),
             options,
             source,
             executor,
             stints: Stints::new(Arc::clone(&metrics.figures)),
+            handler: Gate::new("the handler"),
             journal: OnceLock::new(),
             figures: metrics.figures,
             tracer: Tracer::global(),
             started: Instant::now(),
             leave,
             told_to_leave: Mutex::default(),
+            worked: AtomicBool::new(false),
+            left_behind: Mutex::default(),
+            set_apart: Mutex::default(),
             plan: Mutex::default(),
             dropped: CancellationToken::new(),
         }
+    }
+
+    /// Whether it has stood in a line, so that everything was there once.
+    fn has_worked(&self) -> bool {
+        self.worked.load(Ordering::Relaxed)
+    }
+
+    /// Whether to try again after this error. `connected`: it has read the topology once.
+    fn waits(&self, error: &Error, connected: bool) -> bool {
+        if self.has_worked() {
+            return error.passes();
+        }
+        let patience = self.options.wait_for_broker;
+        error.is_retryable()
+            && (connected || patience.is_none_or(|patience| self.started.elapsed() < patience))
+    }
+
+    /// Waits beside everything else for handlers that do not yield.
+    fn leave_behind(this: &Arc<Self>, partition: usize, mut running: JoinSet<attempt::Ended>)
+    where
+        E: Execute,
+    {
+        let over = CancellationToken::new();
+        this.left_behind().insert(partition, over.clone());
+        let this = Arc::clone(this);
+        tokio::spawn(async move {
+            running.shutdown().await;
+            this.left_behind().remove(&partition);
+            over.cancel();
+        });
+    }
+
+    fn left_behind(&self) -> MutexGuard<'_, BTreeMap<usize, CancellationToken>> {
+        self.left_behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_apart(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.set_apart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn last_plan(&self) -> Option<Arc<Plan>> {
@@ -357,6 +432,7 @@ impl<E> Shared<E> {
             executed: summary.executed,
             failed: summary.failed,
             dead_lettered: summary.dead_lettered,
+            unavailable: self.handler.closed().map(HandlerOutage::from),
             partitions: partitions.collect(),
             plan: None,
             line: Vec::new(),

@@ -1,15 +1,17 @@
 //! One partition on one worker, over all the channels of a session: owns it,
 //! stands in its line, or waits for a place there.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::Execute;
 use super::session::Session;
 use super::tenure::Tenure;
 use crate::backoff::Backoff;
+use crate::rabbit::connection::{Connection, close_connection};
 use crate::rabbit::consumer::QueueChannel;
 use crate::rabbit::error::Error;
 use crate::worker::line::Next;
@@ -17,6 +19,9 @@ use crate::worker::line::Next;
 /// An owner that gives way to one that has just come waits for so long: those who stand between
 /// them step back meanwhile, and are handed nothing on the way.
 const SORTING: Duration = Duration::from_millis(30);
+
+/// A queue that has a leader answers in far less.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Consumes one partition for as long as the session lasts.
 pub(super) struct PartitionConsumer<E> {
@@ -50,8 +55,9 @@ impl<E: Execute> PartitionConsumer<E> {
                 backoff = Backoff::new(None);
                 continue;
             };
-            // A missing right or queue is not mended by trying again.
-            if !error.is_retryable() || !self.session.connections.connected() {
+            // A missing right is not mended by trying again; a queue may be, and is left out alone.
+            let missing = matches!(error, Error::QueueMissing { .. });
+            if !(error.is_retryable() || missing) || !self.session.connections.connected() {
                 return Err(error);
             }
             let delay = backoff.next().unwrap_or_default();
@@ -66,7 +72,19 @@ impl<E: Execute> PartitionConsumer<E> {
 
     /// Attaches, and comes back when the partition was given up or lost.
     async fn stand_in_line(&self) -> Result<(), Error> {
-        let channel = self.open().await?;
+        let Session { shared, connections, .. } = self.session.as_ref();
+        if !shared.set_apart().contains(&self.index) {
+            return self.stand_on(connections.of(self.index).await?).await;
+        }
+        let own = connections.for_one().await?;
+        let result = self.stand_on(&own).await;
+        close_connection(own).await;
+        result
+    }
+
+    async fn stand_on(&self, connection: &Connection) -> Result<(), Error> {
+        let channel = self.open(connection).await?;
+        self.session.shared.set_apart().remove(&self.index);
         self.session.line.attached(self.index);
         self.session.say_working();
         let tenure = Tenure::new(Arc::clone(&self.session), self.index, &self.queue, channel);
@@ -82,6 +100,10 @@ impl<E: Execute> PartitionConsumer<E> {
     }
 
     async fn until_attaching(&self) {
+        let left_behind = self.session.shared.left_behind().get(&self.index).cloned();
+        if let Some(over) = left_behind {
+            over.cancelled().await;
+        }
         loop {
             let changed = self.session.line.changed(self.index);
             match self.session.line.next(self.index, false) {
@@ -112,13 +134,25 @@ impl<E: Execute> PartitionConsumer<E> {
         }
     }
 
-    async fn open(&self) -> Result<QueueChannel, Error> {
-        let Session { shared, connections, topology, opening, .. } = self.session.as_ref();
+    async fn open(&self, connection: &Connection) -> Result<QueueChannel, Error> {
+        let Session { shared, topology, opening, .. } = self.session.as_ref();
+        let (worker, prefetch) = (&shared.options.id, topology.prefetch);
+        let opened = QueueChannel::open(connection, &self.queue, worker, prefetch, &shared.spill);
+        let mut opened = pin!(opened);
         // It is closed with the session, which ends us.
-        let _turn = opening.acquire().await.ok();
-        let connection = connections.of(self.index).await?;
-        QueueChannel::open(connection, &self.queue, &shared.options.id, topology.prefetch)
-            .await?
-            .ok_or_else(|| Error::QueueMissing { queue: self.queue.clone() })
+        let turn = opening.acquire().await.ok();
+        let in_time = timeout(SLOW, opened.as_mut()).await;
+        // Others do not wait for a queue that has no leader. In the end the broker may answer that
+        // with the end of the connection: the next time it is one of its own.
+        drop(turn);
+        let opened = match in_time {
+            Ok(opened) => opened,
+            Err(_) => {
+                tracing::warn!(queue = self.queue, "does not answer: has it lost its leader?");
+                shared.set_apart().insert(self.index);
+                opened.await
+            }
+        };
+        opened?.ok_or_else(|| Error::QueueMissing { queue: self.queue.clone() })
     }
 }

@@ -1,5 +1,6 @@
 //! One connection of a worker: all its owners, and what they hear of others.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -167,7 +168,7 @@ async fn run_on<E: Execute>(
         beside.spawn(backlog::watch(Arc::clone(&session), queues.clone()));
     }
     let mut consumers = JoinSet::new();
-    for (index, queue) in queues.into_iter().enumerate() {
+    for (index, queue) in queues.iter().cloned().enumerate() {
         consumers.spawn(PartitionConsumer::new(Arc::clone(&session), index, queue).run());
     }
     if shared.options.fencing {
@@ -175,7 +176,14 @@ async fn run_on<E: Execute>(
         let session = Arc::clone(&session);
         consumers.spawn(async move {
             let namespace = session.shared.connect.namespace();
-            epoch::check(&session.side, namespace, &session.topology).await
+            match epoch::check(&session.side, namespace, &session.topology).await {
+                // Only tasks of that partition that ask for a token have to wait.
+                Err(error @ Error::QueueMissing { .. }) if session.shared.has_worked() => {
+                    tracing::warn!(%error, "a partition has no fencing tokens");
+                    Ok(())
+                }
+                checked => checked,
+            }
         });
     }
     let mut losses = JoinSet::new();
@@ -183,6 +191,13 @@ async fn run_on<E: Execute>(
         losses.spawn(member::take_part(Arc::clone(&session), control));
         beside.spawn(planner::stand_by(Arc::clone(&session), planner_queue));
     }
+    let side = pulse::unanswered(&session.side).await;
+    losses.spawn(async move {
+        match side {
+            Ok(silent) => silent.await,
+            Err(error) => error,
+        }
+    });
     losses.spawn(async move {
         match later_lost.recv().await {
             Some(error) => error,
@@ -195,7 +210,14 @@ async fn run_on<E: Execute>(
         let session = Arc::clone(&session);
         beside.spawn(async move { session.leave_when_asked(askers).await });
     }
+    let health = &shared.figures.worker.health;
+    health.set_connected(true);
     let result = supervise(&session, consumers, &mut losses).await;
+    health.set_connected(false);
+    if let Err(error) = &result {
+        let blamed = queues.iter().enumerate().filter(|(_, queue)| error.blames(queue));
+        shared.set_apart().extend(blamed.map(|(index, _)| index));
+    }
     beside.shutdown().await;
     losses.shutdown().await;
     if result.is_ok() {
@@ -209,8 +231,15 @@ async fn run_on<E: Execute>(
         }
     }
     if let Some(session) = Arc::into_inner(session) {
-        close_connection(session.side).await;
-        session.connections.close().await;
+        let goodbye = async move {
+            close_connection(session.side).await;
+            session.connections.close().await;
+        };
+        match result {
+            // Whoever is silent does not say goodbye either.
+            Err(Error::Silent { .. } | Error::Minority { .. }) => drop(tokio::spawn(goodbye)),
+            Ok(()) | Err(_) => goodbye.await,
+        }
     }
     result
 }
@@ -271,6 +300,7 @@ impl<E> Session<E> {
     /// Tells once that the worker has got a partition, or a place in a line.
     pub(super) fn say_working(&self) {
         self.working.call_once(|| {
+            self.shared.worked.store(true, Ordering::Relaxed);
             tracing::info!(worker = %self.shared.options.id, topology = %self.topology, "working");
         });
     }

@@ -174,8 +174,10 @@ impl Steered {
                 return;
             }
             steered.checked.send_replace(Checked::Unreadable);
+            let missing = matches!(error, Error::SteeringMissing { .. });
+            session.shared.figures.worker.health.set_deaf(!missing);
             let retry_in = backoff.next().unwrap_or_default();
-            if matches!(error, Error::SteeringMissing { .. }) {
+            if missing {
                 tracing::debug!(%error, "nobody can pause this worker");
             } else {
                 tracing::warn!(%error, ?retry_in, "cannot read orders: what is known of them stays in force");
@@ -212,6 +214,7 @@ impl Steered {
                     self.show(log);
                     orders.iter().for_each(|order| self.obey(worker, &order.change));
                     self.checked.send_replace(Checked::At(asked));
+                    session.shared.figures.worker.health.set_deaf(false);
                 }
                 () = self.behind.notified() => {
                     let source = "an order that others have read did not come".into();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::handler::Attempt;
 use crate::metrics::Figures;
@@ -13,7 +13,9 @@ use crate::rabbit::control::{LongRunning, RunningTask};
 pub(super) struct Stints {
     /// By the number of the slot. As long as the most that ever ran at once.
     slots: Mutex<Vec<Option<Slot>>>,
-    clock: AtomicU64,
+    began: Instant,
+    /// What the machine's clock is ahead of ours, in microseconds.
+    ahead_us: AtomicU64,
     figures: Arc<Figures>,
 }
 
@@ -21,6 +23,19 @@ pub(super) struct Stints {
 struct Slot {
     running: RunningTask,
     timeout_ms: Option<u64>,
+}
+
+/// The time by the clock of the machine, in milliseconds since 1970.
+pub(super) fn wall_ms() -> u64 {
+    micros(wall()) / 1_000
+}
+
+fn wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The time that one attempt has, or had, in one slot.
@@ -40,15 +55,20 @@ pub(super) struct Running<'a> {
 
 impl Stints {
     pub(super) fn new(figures: Arc<Figures>) -> Self {
-        Self { slots: Mutex::default(), clock: AtomicU64::default(), figures }
+        let (slots, ahead_us) = (Mutex::default(), AtomicU64::default());
+        Self { slots, began: Instant::now(), ahead_us, figures }
     }
 
-    /// The time, in microseconds since 1970. Never goes back, whatever the clock
-    /// of the machine does.
+    /// The time, in microseconds since 1970. Never goes back and never stands still, whatever the
+    /// clock of the machine does.
     pub(super) fn now_us(&self) -> u64 {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        self.clock.fetch_max(now, Ordering::Relaxed).max(now)
+        self.at(self.began.elapsed(), wall())
+    }
+
+    fn at(&self, ours: Duration, wall: Duration) -> u64 {
+        let ours = micros(ours);
+        let ahead = micros(wall).saturating_sub(ours);
+        ours.saturating_add(self.ahead_us.fetch_max(ahead, Ordering::Relaxed).max(ahead))
     }
 
     /// An attempt begins, in the first slot that is free.
@@ -172,5 +192,13 @@ mod tests {
         assert_eq!(figures.worker.oldest_timeout_ms.load(Ordering::Relaxed), 9_000);
         drop(third);
         assert_eq!(since(), 0);
+    }
+
+    #[test]
+    fn a_clock_that_steps_neither_freezes_nor_turns_the_time_back() {
+        let stints = Stints::new(Arc::default());
+        let at = |ours, wall| stints.at(Duration::from_secs(ours), Duration::from_secs(wall));
+        let times = [at(0, 1_000), at(1, 1_001), at(2, 5_000), at(3, 1_003), at(4, 1_004)];
+        assert_eq!(times.map(|us| us / 1_000_000), [1_000, 1_001, 5_000, 5_001, 5_002]);
     }
 }

@@ -7,6 +7,7 @@
 mod acting;
 mod journaling;
 mod judging;
+mod spilling;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -18,14 +19,18 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
 
+use self::spilling::whole;
 use super::Execute;
 use super::attempt::Ended;
 use super::counting::Counting;
+use super::gate::{Gate, Pass};
 use super::held::HeldDelivery;
 use super::mint::Mint;
 use super::recording::Recording;
 use super::session::Session;
 use super::steered::View;
+use super::stints;
+use crate::backoff::later;
 use crate::protocol::crashes::Returned;
 use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
@@ -54,7 +59,9 @@ pub(super) struct Tenure<'a, E> {
     dead_letters: JoinSet<DeliveryTag>,
     slots: PollSemaphore,
     /// A slot that the next start takes.
-    slot: Option<OwnedSemaphorePermit>,
+    slot: Option<(OwnedSemaphorePermit, [Pass; 2])>,
+    /// Closed while there is no fencing token for the partition.
+    tokens: Arc<Gate>,
     claims: Option<Arc<ClaimRegister>>,
     returned: Returned,
     recording: Recording,
@@ -85,6 +92,7 @@ enum Event {
     Recorded,
     DeadLettered(DeliveryTag),
     Steered,
+    Startable,
     Slot(Option<OwnedSemaphorePermit>),
     Timer,
     Mint,
@@ -122,6 +130,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             dead_letters: JoinSet::new(),
             slots,
             slot: None,
+            tokens: Gate::new(format!("the fencing token of {queue}")),
             claims: None,
             returned: Returned::default(),
             recording,
@@ -148,6 +157,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
             let event = self.next_event(give_up.as_mut()).await;
             // Whatever it waits for on the network, handlers are aborted in time.
             let taken = tokio::select! {
+                // First, since an attempt that has ended is no aborted one.
+                biased;
                 taken = self.take(event) => taken,
                 () = lost.cancelled() => Ok(Go::Closed),
             };
@@ -164,7 +175,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         }
         // Handlers first: once the channel is closed, others may start.
         self.counting.aborted(self.running.len());
-        self.running.shutdown().await;
+        self.end_running(lost).await;
         self.dead_letters.shutdown().await;
         self.record_aborted();
         if !lost {
@@ -205,10 +216,13 @@ impl<'a, E: Execute> Tenure<'a, E> {
             mint,
             recording,
             view,
+            tokens,
             ..
         } = self;
         let wants_slot = lanes.wants_slot();
-        let may_start = wants_slot && session.steered.is_current();
+        let handler = &session.shared.handler;
+        let may_start =
+            wants_slot && session.steered.is_current() && handler.is_open() && tokens.is_open();
         if !may_start {
             // Whoever stands in line is given a slot, wanted or not.
             *slots = PollSemaphore::new(slots.clone_inner());
@@ -230,7 +244,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slot = poll_fn(|context| slots.poll_acquire(context)), if may_start => {
                 Event::Slot(slot)
             }
-            () = session.steered.current(), if wants_slot && !may_start => Event::Steered,
+            () = startable(session, tokens), if wants_slot && !may_start => Event::Startable,
             delivery = channel.next() => Event::Delivered(delivery.map(Box::new)),
             // Last, since it is looked at before anything else.
             Ok(()) = view.changed() => Event::Steered,
@@ -263,19 +277,28 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 self.apply(Input::DeadLettered { tag })?;
             }
             Event::Steered => self.steer()?,
+            Event::Startable => {}
             Event::Slot(slot) => {
                 if self.is_steered() {
                     self.steer()?;
                 }
-                self.slot = slot;
-                self.apply(Input::SlotFree)?;
+                self.slot = slot.zip(self.passes());
+                if self.slot.is_some() {
+                    self.apply(Input::SlotFree)?;
+                }
             }
             Event::Timer => {
                 self.apply(Input::Tick)?;
                 self.flush_if_due()?;
             }
             Event::Mint => self.serve_tokens().await?,
-            Event::Delivered(delivery) => self.delivered(*delivery?).await?,
+            Event::Delivered(delivery) => {
+                let mut delivery = *delivery?;
+                delivery.payload = whole(&delivery).await;
+                let tag = delivery.tag;
+                self.delivered(delivery).await?;
+                self.make_room(tag);
+            }
         }
         let pending = self.lanes.pending_acks();
         let contiguous = self.flush_waits && self.lanes.running() == 0;
@@ -293,7 +316,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         if self.lanes.pending_acks() == 0 {
             (self.flush_at, self.flush_waits) = (None, false);
         } else if self.flush_at.is_none() {
-            self.flush_at = Some(Instant::now() + self.session.shared.options.ack_delay);
+            self.flush_at = Some(later(self.session.shared.options.ack_delay));
         }
         Ok(go)
     }
@@ -314,6 +337,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
         served
     }
 
+    /// The permissions to start one task, if the handler and the tokens can be reached.
+    fn passes(&self) -> Option<[Pass; 2]> {
+        Some([self.session.shared.handler.enter()?, self.tokens.enter()?])
+    }
+
     /// Acks what has waited long enough. While tasks run, what is done lies
     /// scattered between them and would take an ack each, so they get as much
     /// time again to make it one.
@@ -324,7 +352,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         }
         if self.lanes.running() > 0 && !self.flush_waits {
             self.flush_waits = true;
-            self.flush_at = Some(now + self.session.shared.options.ack_delay);
+            self.flush_at = Some(later(self.session.shared.options.ack_delay));
             return Ok(());
         }
         self.apply(Input::Flush)
@@ -356,7 +384,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         if steering.cancelled.is_empty() {
             return Ok(());
         }
-        let now_ms = self.session.shared.stints.now_us() / 1_000;
+        let now_ms = stints::wall_ms();
         let cancelled = self.deliveries.iter().filter_map(|(tag, held)| {
             let (id, _) = held.task.as_ref()?;
             Some((*tag, steering.cancellation(id, now_ms)?.reason()))
@@ -378,7 +406,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), Error> {
-        let (id, Ended { outcome, result }) = match ended {
+        let (id, Ended { outcome, result, lacking }) = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 let id = error.id();
@@ -390,10 +418,15 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         };
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
+        let outcome = self.pass_judged(tag, outcome, lacking);
         if let Some(held) = self.deliveries.get(&tag) {
-            self.counting.ended(held, matches!(outcome, Outcome::Executed));
+            match outcome {
+                Outcome::Refused { .. } => self.counting.refused(),
+                _ => self.counting.ended(held, matches!(outcome, Outcome::Executed)),
+            }
         }
         match &outcome {
+            Outcome::Refused { .. } => {}
             Outcome::Executed => {
                 self.session.held[self.index].note_settled();
                 if let Some(held) = self.deliveries.remove(&tag) {
@@ -450,7 +483,15 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.session.held[self.index].note(now, &self.lanes, retry_at, window);
         let Self { counting, lanes, .. } = self;
         counting.note(lanes.unsettled(), lanes.running(), lanes.lanes());
+        counting.note_spilled(self.session.shared.spill.on_disk());
     }
+}
+
+/// Waits until nothing keeps tasks from starting.
+async fn startable<E>(session: &Session<E>, tokens: &Gate) {
+    session.steered.current().await;
+    session.shared.handler.opens().await;
+    tokens.opens().await;
 }
 
 /// What a panic said.

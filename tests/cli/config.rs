@@ -114,7 +114,12 @@ fn the_users_file_is_found() {
 #[test]
 fn a_command_goes_by_them() {
     let place = Place::with(FILE);
-    for arguments in [&["status"][..], &["work"], &["work", "--http", "http://127.0.0.1:1"]] {
+    let at_once = ["--wait-for-broker", "0s"];
+    for arguments in [
+        &["status"][..],
+        &[&["work"], &at_once[..]].concat(),
+        &[&["work", "--http", "http://127.0.0.1:1"], &at_once[..]].concat(),
+    ] {
         let output = place.run(arguments, &[]);
         let said = stderr(&output);
         assert!(said.contains("no broker answers at amqp://127.0.0.1:1/v"), "{said}");
@@ -124,7 +129,7 @@ fn a_command_goes_by_them() {
     let output = Place::with("").run(&["work"], &[]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     // A given one is not in the way of one that the file has.
-    let two = place.run(&["work"], &[("KEYLANE_WORK_PIPE", "cat")]);
+    let two = place.run(&[&["work"], &at_once[..]].concat(), &[("KEYLANE_WORK_PIPE", "cat")]);
     assert_eq!(two.status.code(), Some(1), "{}", stderr(&two));
 }
 

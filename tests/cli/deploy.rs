@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 
 use serde_json::Value;
 
@@ -53,7 +54,12 @@ async fn the_command_lines_run() {
     let [init, work] = &kubernetes[..] else { panic!("{kubernetes:?}") };
     let init: Vec<_> = init.iter().map(String::as_str).collect();
     user.succeeds(&init);
-    let work: Vec<_> = work.iter().map(|arg| arg.replace("$(POD_NAME)", "pod-7")).collect();
+    // The application: it need not answer to be there.
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!(":{}/", application.local_addr().unwrap().port());
+    std::thread::spawn(move || application.incoming().for_each(drop));
+    let work = work.iter().map(|arg| arg.replace("$(POD_NAME)", "pod-7"));
+    let work: Vec<_> = work.map(|arg| arg.replace(":8080/", &port)).collect();
     works(&user, &work, "pod-7");
 
     let start = SYSTEMD.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();

@@ -18,6 +18,7 @@ mod config;
 mod deploy;
 mod handlers;
 mod journal;
+mod processes;
 mod security;
 mod steering;
 mod strays;

@@ -444,7 +444,10 @@ async fn no_password_is_told_whatever_happens() {
             format!("amqp://chatty:1/{PASSWORD}@{host}"),
             format!("amqp://chatty:{PASSWORD},{PASSWORD}@{host}"),
         ] {
-            for args in [&["init"][..], &publish, &["work", "--exec", "true"], &["route"]] {
+            let at_once = ["--wait-for-broker", "0s"];
+            let work = [&["work", "--exec", "true"], &at_once[..]].concat();
+            let route = [&["route"], &at_once[..]].concat();
+            for args in [&["init"][..], &publish, &work, &route] {
                 assert_eq!(runs(&wrong, args).code, Some(1), "{args:?}");
             }
         }

@@ -32,6 +32,7 @@ fn report(name: &str, executed: u64, held: &[u32]) -> WorkerReport {
         longest: Vec::new(),
         crowded: Vec::new(),
         plan: None,
+        unavailable: None,
         line: Vec::new(),
         partitions: held.iter().map(|number| HeldPartition::new(*number, 2, 1)).collect(),
     }

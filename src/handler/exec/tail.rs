@@ -12,7 +12,7 @@ const CHUNK_BYTES: usize = 4096;
 
 /// Keeps the last bytes of a stream.
 #[derive(Debug, Default)]
-pub(super) struct Tail {
+pub(in crate::handler) struct Tail {
     bytes: Vec<u8>,
 }
 
@@ -29,14 +29,14 @@ impl Tail {
         }
     }
 
-    fn push(&mut self, chunk: &[u8]) {
+    pub(in crate::handler) fn push(&mut self, chunk: &[u8]) {
         self.bytes.extend_from_slice(chunk);
         let surplus = self.bytes.len().saturating_sub(MAX_BYTES);
         self.bytes.drain(..surplus);
     }
 
     /// The last lines, or `None` if there is nothing but white space.
-    pub(super) fn lines(&self) -> Option<String> {
+    pub(in crate::handler) fn lines(&self) -> Option<String> {
         let is_continuation = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
         // The cut may have gone through a character.
         let cut = self.bytes.iter().take_while(|byte| is_continuation(byte)).count();

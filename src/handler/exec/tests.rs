@@ -142,10 +142,20 @@ async fn a_fact_with_a_nul_byte_is_dead() {
 #[tokio::test]
 async fn a_command_that_cannot_run_is_named() {
     let exec = Exec { shell: "no-such-shell", command: "work --hard".into() };
-    let Err(Failure::Failed { reason }) = exec.handle(attempt("")).await else {
-        panic!("not failed")
+    let Err(Failure::Unavailable { reason, .. }) = exec.handle(attempt("")).await else {
+        panic!("not unavailable")
     };
     assert!(reason.starts_with("cannot run `no-such-shell -c work --hard`: "), "{reason}");
+}
+
+#[tokio::test]
+async fn a_command_that_is_missing_is_not_the_tasks_fault() {
+    for (command, words) in [("no-such-command", "not found"), ("/", "ermission denied")] {
+        let Err(Failure::Unavailable { reason, .. }) = exec(command, attempt("")).await else {
+            panic!("not unavailable")
+        };
+        assert!(reason.contains(words), "{reason}");
+    }
 }
 
 #[tokio::test]

@@ -200,8 +200,8 @@ fn retry_after_is_seconds_or_a_date() {
     assert_eq!(read(&date(-90)), Some(Duration::ZERO));
     assert_eq!(read("soon"), None);
     assert_eq!(read("-1"), None);
-    assert_eq!(read(&u64::MAX.to_string()), Some(MAX_RETRY_AFTER));
-    assert_eq!(read(&date(1_000_000)), Some(MAX_RETRY_AFTER));
+    assert_eq!(read(&u64::MAX.to_string()), Some(RetryPolicy::MAX_AFTER));
+    assert_eq!(read(&date(1_000_000)), Some(RetryPolicy::MAX_AFTER));
     assert_eq!(retry_after(&HeaderMap::new(), now), None);
 }
 
@@ -236,14 +236,15 @@ async fn a_2xx_whose_body_never_comes_is_executed() {
 }
 
 #[tokio::test]
-async fn without_a_connection_the_attempt_failed_and_no_secret_is_shown() {
+async fn without_a_connection_nothing_was_tried_and_no_secret_is_shown() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     drop(listener);
     let url = format!("http://root:hunter2@{address}/tasks?token=hunter2");
     let http = Http::new(url).expect("a handler");
-    let Err(Failure::Failed { reason }) = post(&http, attempt("")).await else {
-        panic!("not failed")
+    assert!(http.reachable().await.is_err_and(|reason| reason.contains("refused")));
+    let Err(Failure::Unavailable { reason, .. }) = post(&http, attempt("")).await else {
+        panic!("not unavailable")
     };
     assert!(reason.starts_with(&format!("POST http://***@{address}/tasks?***: ")), "{reason}");
     assert!(reason.contains("refused"), "the cause is named: {reason}");

@@ -1,19 +1,26 @@
 //! One long-lived process.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::protocol::{Breach, MAX_ANSWER_BYTES, shown};
+use crate::handler::exec::STDERR_GRACE;
 use crate::handler::exec::group::Group;
+use crate::handler::exec::tail::Tail;
 
 /// A process that closes its stdout is about to exit, and one that exited left
 /// all it wrote in the pipe: the other event is due at once.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
+
+/// One read of stderr.
+const CHUNK_BYTES: usize = 4096;
 
 /// A process and its two pipes. Dropped, it is killed with its group.
 #[derive(Debug)]
@@ -21,18 +28,35 @@ pub(super) struct Child {
     group: Group,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    stderr: Arc<Mutex<Tail>>,
+    /// Reads that, until it ends.
+    copying: JoinHandle<()>,
 }
 
 impl Child {
     /// Starts the command, whose stdin and stdout are to be piped.
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut group = Group::spawn(command)?;
-        match (group.child().stdin.take(), group.child().stdout.take()) {
-            (Some(stdin), Some(stdout)) => {
-                Ok(Self { group, stdin, stdout: BufReader::new(stdout) })
+        let child = group.child();
+        match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
+            (Some(stdin), Some(stdout), Some(errors)) => {
+                let stderr = Arc::default();
+                let copying = tokio::spawn(copy(errors, Arc::clone(&stderr)));
+                Ok(Self { group, stdin, stdout: BufReader::new(stdout), stderr, copying })
             }
-            _ => Err(io::Error::other("stdin and stdout are not both piped")),
+            _ => Err(io::Error::other("stdin, stdout and stderr are not all piped")),
         }
+    }
+
+    /// The end of what it wrote to stderr since it was given its task.
+    pub(super) fn stderr(&self) -> Option<String> {
+        self.stderr.lock().unwrap_or_else(PoisonError::into_inner).lines()
+    }
+
+    /// Waits a little until all that it wrote to stderr is read, since it has ended.
+    pub(super) async fn until_stderr_is_read(&mut self) {
+        // What it left in the background may hold it open.
+        timeout(STDERR_GRACE, &mut self.copying).await.ok();
     }
 
     /// It waits for its next task: it is alive, as far as its stdout tells, and
@@ -49,7 +73,8 @@ impl Child {
     /// # Cancel safety
     /// None: drop the child along with the future.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> Result<Vec<u8>, Breach> {
-        let Self { group, stdin, stdout } = self;
+        let Self { group, stdin, stdout, stderr, .. } = self;
+        *stderr.lock().unwrap_or_else(PoisonError::into_inner) = Tail::default();
         let talk = async {
             // At once: a process may fill its pipe before it empties ours. Why
             // there is no answer says more than why it could not be asked.
@@ -74,6 +99,16 @@ impl Child {
             (Err(Breach::Closed), None) => Err(closed(group).await),
             (line, _) => line,
         }
+    }
+}
+
+/// Hands on what a process writes to stderr to our own, and keeps the end of it.
+async fn copy(mut errors: ChildStderr, tail: Arc<Mutex<Tail>>) {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while let Ok(read @ 1..) = errors.read(&mut chunk).await {
+        tail.lock().unwrap_or_else(PoisonError::into_inner).push(&chunk[..read]);
+        // Ours may be closed.
+        tokio::io::stderr().write_all(&chunk[..read]).await.ok();
     }
 }
 

@@ -96,6 +96,38 @@ async fn what_is_no_answer_is_shown() {
 }
 
 #[tokio::test]
+async fn a_command_that_is_missing_is_not_the_tasks_fault() {
+    let Err(Failure::Unavailable { reason, .. }) =
+        handle(&Pipe::new("no-such-command", 1), "").await
+    else {
+        panic!("not unavailable")
+    };
+    assert!(reason.contains("exit status 127") && reason.contains("not found"), "{reason}");
+}
+
+#[tokio::test]
+async fn what_a_process_says_on_stderr_is_a_part_of_the_reason() {
+    let reason = failure("read task; echo starting >&2; echo no such account >&2; exit 3").await;
+    assert!(reason.ends_with("exit status 3; stderr: starting\nno such account"), "{reason}");
+    let twice = r#"read task; echo old >&2; sleep 0.1; echo '{"status":"executed"}'
+        read task; echo new >&2; exit 3"#;
+    let pipe = Pipe::new(twice, 1);
+    assert_eq!(handle(&pipe, "").await, Ok(()));
+    let Err(Failure::Failed { reason }) = handle(&pipe, "").await else { panic!("not failed") };
+    assert!(reason.ends_with("; stderr: new"), "of this task alone: {reason}");
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_flush_is_told_so() {
+    let attempt = attempt("");
+    let words = Arc::clone(&attempt.last_words);
+    let pipe = Pipe::new("read task; echo busy >&2; sleep 1000", 1);
+    timeout(Duration::from_millis(300), pipe.handle(attempt)).await.expect_err("no answer");
+    let words = words.lock().expect("no panic").take().expect("some words");
+    assert!(words.contains("flush") && words.ends_with("; stderr: busy"), "{words}");
+}
+
+#[tokio::test]
 async fn a_process_that_broke_the_protocol_is_killed_and_replaced() {
     let (_directory, file) = scratch();
     let answer = r#"echo '{"status":"executed","id":"t-2"}'"#;

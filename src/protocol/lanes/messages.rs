@@ -23,7 +23,9 @@ impl Millis {
         Duration::from_millis(self.0)
     }
 
-    pub(super) fn after(self, delay: Duration) -> Self {
+    /// The time `delay` later.
+    #[must_use]
+    pub fn after(self, delay: Duration) -> Self {
         // Rounded up: a retry is never early.
         let delay = delay.as_nanos().div_ceil(1_000_000);
         Self(self.0.saturating_add(u64::try_from(delay).unwrap_or(u64::MAX)))
@@ -44,6 +46,12 @@ pub enum Outcome {
     },
     /// Never try again.
     Dead {
+        /// Why.
+        reason: String,
+    },
+    /// It was never begun, through no fault of the task: no attempt is counted, and it is ready
+    /// again.
+    Refused {
         /// Why.
         reason: String,
     },

@@ -62,6 +62,24 @@ fn one_task_of_a_resource_at_a_time_in_order() {
 }
 
 #[test]
+fn a_task_that_was_never_begun_costs_no_attempt_and_keeps_its_place() {
+    let mut lanes = Lanes::new(NO_DELAY, 0);
+    apply(&mut lanes, 0, [delivered(1, "a"), delivered(2, "a"), delivered(3, "b")]);
+    for _ in 0..10 {
+        assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), [start(1, 1)]);
+        assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), [start(3, 1)]);
+        for tag in [1, 3] {
+            let outcome = Outcome::Refused { reason: "nobody listens".to_owned() };
+            assert_eq!(apply(&mut lanes, 0, [finished(tag, outcome)]), []);
+        }
+    }
+    assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), [start(1, 1)]);
+    apply(&mut lanes, 0, [finished(1, Outcome::Executed)]);
+    apply(&mut lanes, 0, [Input::SlotFree]);
+    assert_eq!(apply(&mut lanes, 0, [Input::SlotFree]), [start(2, 1)], "in order");
+}
+
+#[test]
 fn a_retry_holds_up_only_its_own_lane() {
     let policy = RetryPolicy {
         attempts: 3,

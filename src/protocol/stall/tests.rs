@@ -17,6 +17,7 @@ fn holder(name: &str) -> Holder {
         settled: 0,
         busy: false,
         crowd: None,
+        refused: None,
     }
 }
 
@@ -57,6 +58,14 @@ fn every_cause_is_told_from_the_others() {
             Cause::Retrying { worker: a(), tasks: 1, next_in_ms: 70 },
         ),
         (held(Holder { startable: 1, busy: true, ..holder("a") }), Cause::NoSlot { worker: a() }),
+        (
+            held(Holder { startable: 1, refused: Some(Lack::Handler), ..holder("a") }),
+            Cause::HandlerUnavailable { worker: a() },
+        ),
+        (
+            held(Holder { startable: 1, refused: Some(Lack::FencingToken), ..holder("a") }),
+            Cause::NoFencingToken { worker: a() },
+        ),
         (held(holder("a")), Cause::Settling { worker: a() }),
         (Look { answering: vec![], ..look() }, Cause::OwnerSilent { worker: None }),
         (look(), Cause::NotHandedOut),

@@ -10,7 +10,7 @@ use lapin::{Channel, Connection, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::protocol::names::Namespace;
-use crate::protocol::steering::{Ledger, Order, OrderError, Taken};
+use crate::protocol::steering::{Ledger, Order, Taken};
 use crate::rabbit::connection::{arguments, close};
 use crate::rabbit::envelope;
 use crate::rabbit::error::{Doing, Error, reply};
@@ -50,7 +50,7 @@ impl OrderLog {
     /// Opens the log, and reads what stands in it.
     ///
     /// # Errors
-    /// [`Error::SteeringMissing`], [`Error::SteeringUnreadable`].
+    /// [`Error::SteeringMissing`].
     pub(crate) async fn open(
         connection: &Connection,
         namespace: &Namespace,
@@ -181,7 +181,7 @@ impl OrderLog {
     /// The next order; waits until there is one.
     ///
     /// # Errors
-    /// When the channel is gone, or a newer keylane has written.
+    /// When the channel is gone.
     ///
     /// # Cancel safety
     /// No order is lost.
@@ -251,10 +251,7 @@ impl OrderLog {
         self.seen = self.seen.max(Some(position));
         let order = match Order::read(&delivery.data) {
             Ok(order) => order,
-            Err(error @ OrderError::Version { .. }) => {
-                let (namespace, reason) = (self.namespace.to_string(), error.to_string());
-                return Err(Error::SteeringUnreadable { namespace, reason });
-            }
+            // Also one of a newer keylane: nobody may stop a fleet by it.
             Err(error) => {
                 tracing::warn!(stream = self.stream, position, %error, "passed over");
                 self.ledger.skip(position);

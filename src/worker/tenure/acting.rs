@@ -2,24 +2,33 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::Tenure;
-use crate::handler::Attempt;
+use super::spilling::{fetched, whole};
+use crate::handler::{Attempt, Lacking};
 use crate::protocol::crashes::Suspicion;
+use crate::protocol::lanes::Outcome;
 use crate::protocol::settlement::DeliveryTag;
 use crate::rabbit::dead_letters::{Obituary, bury};
 use crate::spans::AttemptSpans;
-use crate::worker::Execute;
 use crate::worker::attempt::{self, Caution, DEAD_LETTER_RETRY};
 use crate::worker::held::HeldDelivery;
 use crate::worker::session::Session;
 use crate::worker::stints::Stint;
+use crate::worker::{Execute, Shared};
+
+/// A handler that is aborted ends at its next `await`: in microseconds, unless it blocks.
+const YIELDING: Duration = Duration::from_secs(1);
 
 impl<E: Execute> Tenure<'_, E> {
     /// Has an attempt run, in the slot that is free.
     pub(super) fn start(&mut self, tag: DeliveryTag, number: u32) {
         let held = self.deliveries.get_mut(&tag);
-        let Some((held, slot)) = held.zip(self.slot.take()) else { return };
+        let Some((held, (slot, passes))) = held.zip(self.slot.take()) else { return };
+        let spilled = held.spilled();
         let HeldDelivery { delivery, task: Some((id, task)), suspicion, .. } = held else { return };
         let shared = Arc::clone(&self.session.shared);
         let mut attempt = Attempt::new(id.clone(), task.clone());
@@ -33,6 +42,7 @@ impl<E: Execute> Tenure<'_, E> {
         self.counting.started(number);
         let stint = Arc::<Stint>::default();
         (held.attempt, held.stint) = (number, Arc::clone(&stint));
+        held.passes = Some(passes);
         let caution = self.claims.clone().and_then(|register| {
             let all = (Arc::clone(&shared.slots), shared.options.slots.max(1));
             match suspicion {
@@ -46,6 +56,10 @@ impl<E: Execute> Tenure<'_, E> {
             AttemptSpans::begin(&shared.tracer, &mut attempt, self.queue, &shared.options.id);
         let handle = self.running.spawn(async move {
             let stint = (&shared.stints, stint);
+            let (attempt, delivery) = match fetched(attempt, delivery, spilled).await {
+                Ok(fetched) => fetched,
+                Err(ended) => return ended,
+            };
             let running = pin!(async {
                 match caution {
                     Some(caution) => {
@@ -65,6 +79,64 @@ impl<E: Execute> Tenure<'_, E> {
             ended
         });
         self.running_tags.insert(handle.id(), tag);
+    }
+
+    /// Tells the gates how an attempt ended. One that was refused again and again, while others
+    /// were not, has failed.
+    pub(super) fn pass_judged(
+        &mut self,
+        tag: DeliveryTag,
+        outcome: Outcome,
+        lacking: Option<Lacking>,
+    ) -> Outcome {
+        let held = self.deliveries.get_mut(&tag);
+        let Some((held, [handler, token])) = held.and_then(|h| h.passes.take().map(|p| (h, p)))
+        else {
+            return outcome;
+        };
+        let shared = &self.session.shared;
+        let outcome = match (outcome, lacking) {
+            (Outcome::Refused { reason }, Some(Lacking::FencingToken)) => {
+                // It did not come as far as the handler.
+                drop(handler);
+                token.refused(&reason);
+                Outcome::Refused { reason }
+            }
+            (Outcome::Refused { reason }, _) => {
+                let outage = handler.refused(&reason);
+                token.reached();
+                match held.refusals.note(outage) {
+                    true => Outcome::Failed { not_before: None, reason },
+                    false => Outcome::Refused { reason },
+                }
+            }
+            (outcome, _) => {
+                handler.reached();
+                token.reached();
+                outcome
+            }
+        };
+        let health = &shared.figures.worker.health;
+        health.set_unavailable(shared.handler.closed().map(|(reason, _)| reason));
+        self.session.held[self.index].note_token(self.tokens.closed().is_some());
+        outcome
+    }
+
+    /// Ends what runs, and waits until it has ended. If the partition is lost, others may start
+    /// anyway: then one that does not yield is left behind, and the partition left out here until
+    /// it has ended.
+    pub(super) async fn end_running(&mut self, lost: bool) {
+        let ended = timeout(YIELDING, self.running.shutdown()).await.is_ok();
+        if ended {
+            return;
+        }
+        tracing::warn!(queue = self.queue, "a handler blocks its thread and cannot be aborted");
+        if lost {
+            let running = std::mem::take(&mut self.running);
+            Shared::leave_behind(&self.session.shared, self.index, running);
+        } else {
+            self.running.shutdown().await;
+        }
     }
 
     /// Publishes a dead letter, however long that takes: the delivery stays
@@ -93,8 +165,9 @@ impl<E: Execute> Tenure<'_, E> {
         );
         self.dead_letters.spawn(async move {
             let Session { publisher, dead, .. } = session.as_ref();
-            let (properties, payload) = (&delivery.properties, &delivery.payload);
-            while let Err(error) = bury(publisher, dead, properties, payload, &obituary).await {
+            let payload = whole(&delivery).await;
+            let properties = &delivery.properties;
+            while let Err(error) = bury(publisher, dead, properties, &payload, &obituary).await {
                 tracing::error!(%error, "a dead letter could not be published, trying again");
                 tokio::time::sleep(DEAD_LETTER_RETRY).await;
             }

@@ -17,6 +17,7 @@ use crate::rabbit::error::Error;
 use crate::worker::Execute;
 use crate::worker::held::HeldDelivery;
 use crate::worker::steered::View;
+use crate::worker::stints;
 
 impl<E: Execute> Tenure<'_, E> {
     /// Takes a delivery in, and tells the lanes what it is.
@@ -75,9 +76,10 @@ impl<E: Execute> Tenure<'_, E> {
     /// By whose order this task is not to be started.
     fn cancelled(&self, id: &TaskId) -> Option<String> {
         let View { steering, .. } = &*self.view.borrow();
-        let now_ms = || self.session.shared.stints.now_us() / 1_000;
         let cancelled = !steering.cancelled.is_empty();
-        cancelled.then(|| steering.cancellation(id, now_ms()).map(Cancellation::reason)).flatten()
+        cancelled
+            .then(|| steering.cancellation(id, stints::wall_ms()).map(Cancellation::reason))
+            .flatten()
     }
 
     /// Whether an earlier owner executed this task and was lost before its ack.
