@@ -310,7 +310,7 @@ impl Lanes {
             Outcome::Executed => self.settle(tag, outputs),
             Outcome::Failed { not_before, .. } if !self.retry.is_exhausted(attempts) => {
                 let random = splitmix(self.seed ^ tag.0 ^ (u64::from(attempts) << 48));
-                let delay = self.retry.delay(attempts, random).max(not_before.unwrap_or_default());
+                let delay = not_before.unwrap_or_else(|| self.retry.delay(attempts, random));
                 let until = now.after(delay);
                 delivery.stage = Stage::Waiting { until };
                 self.waiting.insert((until, tag));

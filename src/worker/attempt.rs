@@ -23,13 +23,20 @@ pub(super) async fn run<E: Execute>(
 ) -> Ended {
     let timeout = attempt.timeout;
     let said = Arc::clone(&attempt.result);
-    let _running = stints.begin(&attempt, stint);
+    let _running = stints.begin(&attempt, Arc::clone(&stint));
     let running = pin!(executor.execute(attempt, delivery));
-    let result = match timeout {
-        None => running.await,
-        Some(limit) => tokio::time::timeout(limit, running)
-            .await
-            .unwrap_or_else(|_| Err(Failure::failed(format!("no end after {limit:?}")))),
+    let limited = async {
+        match timeout {
+            None => running.await,
+            Some(limit) => tokio::time::timeout(limit, running)
+                .await
+                .unwrap_or_else(|_| Err(Failure::failed(format!("no end after {limit:?}")))),
+        }
+    };
+    let result = tokio::select! {
+        biased;
+        () = stint.aborted() => Err(Failure::failed("aborted by an operator")),
+        result = limited => result,
     };
     let outcome = match result {
         Ok(()) => Outcome::Executed,

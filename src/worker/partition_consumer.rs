@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, sleep_until};
 
-use super::Execute;
 use super::session::Session;
 use super::tenure::Tenure;
+use super::{Execute, WorkerOptions};
 use crate::backoff::Backoff;
 use crate::rabbit::consumer::QueueChannel;
 use crate::rabbit::error::Error;
@@ -117,7 +117,8 @@ impl<E: Execute> PartitionConsumer<E> {
         // It is closed with the session, which ends us.
         let _turn = opening.acquire().await.ok();
         let connection = connections.of(self.index).await?;
-        QueueChannel::open(connection, &self.queue, &shared.options.id, topology.prefetch)
+        let WorkerOptions { id, consumer_timeout, .. } = &shared.options;
+        QueueChannel::open(connection, &self.queue, id, topology.prefetch, *consumer_timeout)
             .await?
             .ok_or_else(|| Error::QueueMissing { queue: self.queue.clone() })
     }

@@ -359,7 +359,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let now_ms = self.session.shared.stints.now_us() / 1_000;
         let cancelled = self.deliveries.iter().filter_map(|(tag, held)| {
             let (id, _) = held.task.as_ref()?;
-            Some((*tag, steering.cancellation(id, now_ms)?.reason()))
+            let cancellation = steering.cancellation(id, now_ms)?;
+            if cancellation.abort {
+                held.stint.abort();
+            }
+            Some((*tag, cancellation.reason()))
         });
         for (tag, reason) in cancelled.collect::<Vec<_>>() {
             self.apply(Input::Cancel { tag, reason })?;
@@ -390,6 +394,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         };
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
+        let outcome = self.unless_cancelled(tag, outcome);
         if let Some(held) = self.deliveries.get(&tag) {
             self.counting.ended(held, matches!(outcome, Outcome::Executed));
         }
