@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A task's payload is the new value of its resource: a row of the table
-//! `balance`, or the key `balance:{resource}`. `KEYLANE_URL`,
+//! `balance`, or the key `balance:{resource}`. `KEYLANE_AMQP_URL`,
 //! `KEYLANE_NAMESPACE` and `KEYLANE_WORKER` say where to work and under which
 //! name. `UNGUARDED=1` leaves the guard out. With `PAUSE_UNTIL=FILE` every write
 //! waits until that file is there, on a thread that nobody can abort, as code
@@ -159,7 +159,7 @@ fn wait_for(file: &Path) {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).ok_or("usage: fenced_worker POSTGRES|REDIS")?;
     let variable = |name: &str| std::env::var(name).ok();
-    let url = variable("KEYLANE_URL").unwrap_or_else(|| "amqp://localhost".to_owned());
+    let url = variable("KEYLANE_AMQP_URL").unwrap_or_else(|| "amqp://localhost".to_owned());
     let mut connect = Connect::new(url)?;
     if let Some(namespace) = variable("KEYLANE_NAMESPACE") {
         connect = connect.with_namespace(Namespace::new(namespace)?);

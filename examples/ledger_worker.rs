@@ -9,7 +9,7 @@
 //! cat /tmp/ledger/*.log
 //! ```
 //!
-//! `KEYLANE_URL` and `KEYLANE_NAMESPACE` say where to work, and `KEYLANE_WORKER`
+//! `KEYLANE_AMQP_URL` and `KEYLANE_NAMESPACE` say where to work, and `KEYLANE_WORKER`
 //! under which name. SIGTERM or Ctrl-C lets running tasks finish.
 //!
 //! Every worker appends to a log of its own, one line per event:
@@ -91,7 +91,7 @@ fn pretended_work(attempt: &Attempt) -> Duration {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = std::env::args().nth(1).ok_or("usage: ledger_worker DIRECTORY")?;
     let variable = |name: &str| std::env::var(name).ok();
-    let url = variable("KEYLANE_URL").unwrap_or_else(|| "amqp://localhost".to_owned());
+    let url = variable("KEYLANE_AMQP_URL").unwrap_or_else(|| "amqp://localhost".to_owned());
     let mut connect = Connect::new(url)?;
     if let Some(namespace) = variable("KEYLANE_NAMESPACE") {
         connect = connect.with_namespace(Namespace::new(namespace)?);

@@ -8,9 +8,10 @@ use serde::Serialize;
 use crate::protocol::journal::{Audit, AuditReport, Batch, Entry, Finding, Outcome, Written};
 use crate::protocol::task::TaskId;
 use crate::rabbit::connection::{Connect, Connection, close_connection};
-use crate::rabbit::control::{Control, Found, Said};
+use crate::rabbit::control::{Control, Said};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::{JournalReader as Reader, Start};
+use crate::rabbit::running::{Found, RunningTasks};
 
 /// Reads the journal batch by batch: to its present end, or on and on.
 ///
@@ -202,3 +203,30 @@ async fn ask(connect: &Connect, id: &TaskId) -> Result<Vec<Found>, Error> {
     close_connection(connection).await;
     Ok(found)
 }
+
+/// Lists what all workers execute now, those tasks first that have run for the longest, and how
+/// many more there are: a worker tells of its thousand oldest. One that is stopped or cut off
+/// does not answer.
+///
+/// # Errors
+/// The errors of connecting, and [`Error::NotPermitted`].
+///
+/// # Cancel safety
+/// It changes nothing.
+pub async fn running(connect: &Connect) -> Result<(Vec<Found>, u64), Error> {
+    let connection = connect.open("what runs").await?;
+    let mut control = Control::open(&connection, connect.namespace(), false).await?;
+    control.say(&Said::Running).await?;
+    let told: Vec<RunningTasks> = control.answers(ALL_PATIENCE, Duration::from_millis(300)).await?;
+    close_connection(connection).await;
+    let more = told.iter().map(|tasks| u64::from(tasks.more)).sum();
+    let of_one = |RunningTasks { worker, running, .. }: RunningTasks| {
+        running.into_iter().map(move |running| Found::new(worker.clone(), running))
+    };
+    let mut found: Vec<_> = told.into_iter().flat_map(of_one).collect();
+    found.sort_by_key(|found| std::cmp::Reverse(found.running.age_us));
+    Ok((found, more))
+}
+
+/// A busy worker answers within a second.
+const ALL_PATIENCE: Duration = Duration::from_secs(2);

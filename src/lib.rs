@@ -36,7 +36,7 @@ mod worker;
 pub use executions::{Executed, NotExecuted};
 pub use handler::fencing::FencingError;
 pub use handler::{Attempt, Failure, Handler, Lacking, handler_fn};
-pub use journal::{JournalReader, KEPT_FINDINGS, TaskState, TaskTrace, find_task, verify};
+pub use journal::{JournalReader, KEPT_FINDINGS, TaskState, TaskTrace, find_task, running, verify};
 #[cfg(feature = "metrics")]
 pub use metrics::MetricsError;
 pub use metrics::{Metrics, NotReady};
@@ -53,18 +53,18 @@ pub use protocol::task::{Resource, Task, TaskId};
 pub use protocol::trace_context::{TraceContext, TraceContextError};
 pub use rabbit::connection::Connect;
 pub use rabbit::control::{
-    Crowded, Found, HandlerOutage, HeldPartition, HotResource, LongRunning, RecentLoad,
-    RunningTask, WorkerReport,
+    Crowded, HandlerOutage, HeldPartition, HotResource, RecentLoad, WorkerReport,
 };
 pub use rabbit::dead_letters::{DeadLetter, DeadLetters, ReplayError};
 pub use rabbit::error::Error;
 pub use rabbit::publisher::PublishError;
+pub use rabbit::running::{Found, LongRunning, RunningTask};
 pub use rabbit::status::{PartitionStatus, ResourceShare, Status, status};
 pub use rabbit::steering::steering;
 pub use rabbit::topology::{Retention, init, init_with, topology};
 pub use router::{RouterOptions, route};
 pub use steering::{
-    CANCELLATION_KEPT, CancelError, Drained, Steered, cancel, drain_worker, pause, reinstate,
-    resume,
+    CANCELLATION_KEPT, CancelError, Drained, Steered, abort, cancel, drain_worker, pause,
+    reinstate, resume,
 };
 pub use worker::{WorkerOptions, WorkerSummary, work};

@@ -118,9 +118,16 @@ async fn steer_on(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CancelError {
-    /// It runs, or ran, or is dead-lettered already. Nothing was changed.
-    #[error("task {} is not cancelled: it is {}{}", .trace.id, .trace.state, attempts(.trace))]
+    /// It runs, or was executed, or is dead-lettered already. Nothing was changed.
+    #[error("task {} is not cancelled: it is {}{}", .trace.id, .trace.state, way_out(.trace))]
     TooLate {
+        /// What is known of it.
+        trace: Box<TaskTrace>,
+    },
+    /// Its handler was aborted, and has not ended: it blocks. When it ends without having
+    /// executed the task, that goes to the dead letters.
+    #[error("task {} is told to end, and still runs on {}", .trace.id, runs_on(.trace))]
+    StillRuns {
         /// What is known of it.
         trace: Box<TaskTrace>,
     },
@@ -129,21 +136,26 @@ pub enum CancelError {
     Order(#[from] Error),
 }
 
-fn attempts(trace: &TaskTrace) -> String {
-    match (trace.state, trace.attempts.len()) {
-        (TaskState::NotExecuted, tried) => format!(", and was tried {tried} times"),
-        _ => String::new(),
+fn way_out(trace: &TaskTrace) -> &'static str {
+    match trace.state {
+        TaskState::Executing => " (`keylane abort` ends it)",
+        TaskState::NotExecuted | TaskState::Executed | TaskState::DeadLettered => "",
     }
+}
+
+fn runs_on(trace: &TaskTrace) -> String {
+    let names: Vec<_> = trace.executing.iter().map(|found| found.worker.to_string()).collect();
+    names.join(", ")
 }
 
 /// How long a cancellation is remembered by default: seven days, as long as the
 /// journal.
 pub const CANCELLATION_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Has a task never be started. When its turn comes it goes to the dead letters
-/// with the reason `cancelled by …`, and those behind it go on. Comes back when that
-/// is certain, after 5 s: by then every worker follows the order, or has lost the
-/// broker.
+/// Has a task never be started, or never again. When its turn comes it goes to the dead letters
+/// with the reason `cancelled by …`, and those behind it go on; one that waits for its next
+/// attempt goes at once. Comes back when that is certain, after 5 s: by then every worker follows
+/// the order, or has lost the broker.
 ///
 /// An id that nobody has published is remembered for `kept`
 /// ([`CANCELLATION_KEPT`] by default); a task that comes later than that runs. The
@@ -151,7 +163,7 @@ pub const CANCELLATION_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// all of it. `by` says who wants it.
 ///
 /// # Errors
-/// [`CancelError::TooLate`] when the task runs, ran, or was dead-lettered; the errors
+/// [`CancelError::TooLate`] when the task runs, was executed, or was dead-lettered; the errors
 /// of [`pause`]; [`Error::JournalMissing`].
 ///
 /// # Cancel safety
@@ -163,40 +175,73 @@ pub async fn cancel(
     since: Option<SystemTime>,
     by: &str,
 ) -> Result<Steered, CancelError> {
+    stop(connect, task, (kept, false), since, by).await
+}
+
+/// As [`cancel`], and ends the task's handler if it runs, as its time limit does: the future is
+/// dropped, a process is killed. What it has done by then stays done.
+///
+/// # Errors
+/// [`CancelError::TooLate`] when the task was executed or dead-lettered,
+/// [`CancelError::StillRuns`] when its handler blocks; those of [`cancel`].
+///
+/// # Cancel safety
+/// It may be ordered or not. To order it again does no harm.
+pub async fn abort(
+    connect: &Connect,
+    task: &TaskId,
+    since: Option<SystemTime>,
+    by: &str,
+) -> Result<Steered, CancelError> {
+    stop(connect, task, (None, true), since, by).await
+}
+
+async fn stop(
+    connect: &Connect,
+    task: &TaskId,
+    (kept, abort): (Option<Duration>, bool),
+    since: Option<SystemTime>,
+    by: &str,
+) -> Result<Steered, CancelError> {
     let since = since.or_else(|| created(task));
-    refuse_if_begun(find_task(connect, task, since).await?)?;
+    refuse_if_ended(find_task(connect, task, since).await?, abort)?;
     let kept_ms = u64::try_from(kept.unwrap_or(CANCELLATION_KEPT).as_millis());
     let until_ms = now_ms().saturating_add(kept_ms.unwrap_or(u64::MAX));
     let connection = connect.open("steering").await?;
-    let change = Change::Cancel { tasks: vec![task.clone()], until_ms };
+    let change = Change::Cancel { tasks: vec![task.clone()], until_ms, abort };
     let (steered, control) = steer_on(&connection, connect, change, by).await?;
     let ordered_at = Instant::now();
     control.close().await;
     // Who did not answer starts nothing later than this without having read it.
     sleep_until(ordered_at + LEASE).await;
-    // What was begun before it was looked for already.
+    // What had ended before it was looked for already.
     let lately = SystemTime::now().checked_sub(LATELY).max(since);
-    if let Err(too_late) = refuse_if_begun(find_task(connect, task, lately).await?) {
-        let withdrawn = Change::Reinstate { tasks: vec![task.clone()] };
-        order(&connection, connect.namespace(), withdrawn, by).await?;
-        close_connection(connection).await;
-        return Err(too_late);
-    }
+    let trace = find_task(connect, task, lately).await?;
+    let still_runs = abort && !trace.executing.is_empty();
+    let result = match refuse_if_ended(trace.clone(), abort) {
+        Ok(()) if still_runs => Err(CancelError::StillRuns { trace: Box::new(trace) }),
+        Ok(()) => Ok(steered),
+        Err(too_late) => {
+            let withdrawn = Change::Reinstate { tasks: vec![task.clone()] };
+            order(&connection, connect.namespace(), withdrawn, by).await?;
+            Err(too_late)
+        }
+    };
     close_connection(connection).await;
-    Ok(steered)
+    result
 }
 
 /// Longer than an order takes, and than clocks differ by.
 const LATELY: Duration = Duration::from_secs(120);
 
-/// A task that was dead-lettered because it is cancelled never ran.
-fn refuse_if_begun(trace: TaskTrace) -> Result<(), CancelError> {
-    let cancelled = |record: &crate::protocol::journal::Record| {
-        let reason = record.reason.as_deref().unwrap_or_default();
-        record.outcome == Outcome::DeadLettered && reason.starts_with(CANCELLED_BY)
-    };
-    let begun = trace.attempts.iter().any(|entry| !cancelled(&entry.record));
-    if begun || !trace.executing.is_empty() {
+/// What failed may be tried again, and what is dead-lettered because it is cancelled is no news.
+fn refuse_if_ended(trace: TaskTrace, may_run: bool) -> Result<(), CancelError> {
+    let given_up = trace.attempts.last().is_some_and(|entry| {
+        let reason = entry.record.reason.as_deref().unwrap_or_default();
+        entry.record.outcome == Outcome::DeadLettered && !reason.starts_with(CANCELLED_BY)
+    });
+    let executed = trace.attempts.iter().any(|entry| entry.record.outcome == Outcome::Executed);
+    if given_up || executed || !may_run && !trace.executing.is_empty() {
         return Err(CancelError::TooLate { trace: Box::new(trace) });
     }
     Ok(())

@@ -81,7 +81,7 @@ impl Fleet {
         let profile = test.parent().and_then(Path::parent).unwrap();
         let child = Command::new(profile.join("examples/ledger_worker"))
             .arg(&self.ledger)
-            .env("KEYLANE_URL", self.broker.amqp_url())
+            .env("KEYLANE_AMQP_URL", self.broker.amqp_url())
             .env("KEYLANE_NAMESPACE", &self.namespace)
             .env("KEYLANE_WORKER", format!("worker-{}", self.joins))
             .stdin(Stdio::null())

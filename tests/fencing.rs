@@ -67,7 +67,7 @@ impl Scene {
     fn start(&self, name: &str, command: &mut Command) -> Process {
         let log = self.path(name);
         let child = command
-            .env("KEYLANE_URL", &self.url)
+            .env("KEYLANE_AMQP_URL", &self.url)
             .env("KEYLANE_AMQP_URL", &self.url)
             .env("KEYLANE_NAMESPACE", self.connect.namespace().as_str())
             .env("KEYLANE_WORKER", name)

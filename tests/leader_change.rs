@@ -19,8 +19,8 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer};
 
 use support::{
-    End, Record, Run, TOOL_INTERVAL, Worker, count, eventually, named, publish, resources, soon,
-    tasks,
+    End, Record, Run, TOOL_INTERVAL, Worker, count, declare_anew, eventually, named, publish,
+    resources, soon, tasks,
 };
 
 /// How long the broker waits for a consumer whose loss it was told of once: enough for its tools
@@ -48,7 +48,16 @@ impl Space {
         let queue = |partition| connect.namespace().partition(&topology, partition);
         let queues = topology.partitions().map(queue).collect();
         let resources = resources(&topology, 1).concat();
-        Self { cluster, connect, queues, resources }
+        let space = Self { cluster, connect, queues, resources };
+        // `init` has them wait for 12 s, which is too short for the broker's tools.
+        let connection = space.over(Node::ALL[0]).await;
+        let channel = connection.create_channel().await.unwrap();
+        for partition in topology.partitions() {
+            let wait = ("x-consumer-disconnected-timeout", WAIT);
+            declare_anew(&channel, &space.connect, &topology, partition, wait).await;
+        }
+        connection.close(200, "done".into()).await.unwrap();
+        space
     }
 
     /// Has another node lead a queue, as the runbook says it. One that lags behind is refused, or

@@ -111,10 +111,10 @@ async fn forge_plan(broker: &Broker, connect: &Connect, fleet: &[&str], owners: 
     }})
     .to_string();
     let (connection, channel) = amqp(broker).await;
-    let exchange = connect.namespace().control();
+    let exchange = connect.namespace().fleet();
     let sent = channel.basic_publish(
         exchange.as_str().into(),
-        "".into(),
+        "members".into(),
         BasicPublishOptions::default(),
         plan.as_bytes(),
         BasicProperties::default(),

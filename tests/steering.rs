@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use keylane::testing::{Broker, Version};
 use keylane::{
-    Attempt, CancelError, Connect, Drained, Error, Handler, NotExecuted, PartitionId, Scope, Task,
-    TaskId, TaskState, Topology, cancel, drain_worker, find_task, handler_fn, init, pause,
-    reinstate, resume, status, steering, verify,
+    Attempt, CancelError, Connect, Drained, Error, Failure, Handler, NotExecuted, PartitionId,
+    Scope, Task, TaskId, TaskState, Topology, WorkerOptions, abort, cancel, drain_worker,
+    find_task, handler_fn, init, pause, reinstate, resume, running, status, steering, verify,
 };
 use lapin::BasicProperties;
 use lapin::options::QueueDeleteOptions;
@@ -341,6 +341,68 @@ async fn a_cancelled_task_never_starts_and_the_next_one_does() {
     assert_eq!((findings.len(), report.executed, report.dead_lettered), (0, 3, 1), "{findings:?}");
 }
 
+/// One hangs, one fails again and again, one failed before its resource was paused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_tried_can_be_cancelled_and_what_runs_aborted() {
+    let (connect, _) = space(broker(Version::V4_3).await, 1).await;
+    let later = Duration::from_secs(3600);
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&ended);
+    let handler = handler_fn(move |attempt: Attempt| {
+        let log = Arc::clone(&log);
+        async move {
+            let id = attempt.id.to_string();
+            match id.as_str() {
+                "hangs" => std::future::pending().await,
+                "fails" | "paused" => return Err(Failure::retry(Some(later), "not yet")),
+                _ => log.lock().unwrap().push(id),
+            }
+            Ok(())
+        }
+    });
+    let worker = Worker::start(&connect, named("w"), handler);
+    let tasks = ["hangs", "fails", "paused"].map(|id| with_id(id, id));
+    let next = ["hangs", "fails", "paused"].map(|id| with_id(id, &format!("after {id}")));
+    publish(&connect, tasks.into_iter().chain(next)).await;
+    eventually("two that wait and one that runs", async || {
+        let seen = status(&connect).await.ok()?;
+        let held = &seen.workers.first()?.partitions.first()?;
+        (held.retrying == 2 && held.running == 1).then_some(())
+    })
+    .await;
+    pause(&connect, resource("paused"), BY).await.unwrap();
+    let (found, more) = running(&connect).await.unwrap();
+    assert_eq!((found.len(), more), (1, 0), "{found:?}");
+    assert_eq!((found[0].worker.as_str(), &found[0].running.task), ("w", &id("hangs")));
+    assert!(found[0].running.age_us > 0 && found[0].running.slot < 16, "{found:?}");
+    let refused = cancel(&connect, &id("hangs"), None, None, BY).await.unwrap_err();
+    assert!(refused.to_string().contains("keylane abort"), "{refused}");
+
+    let (hangs, fails, paused) = (id("hangs"), id("fails"), id("paused"));
+    let (aborted, cancelled, skipped) = tokio::join!(
+        abort(&connect, &hangs, None, BY),
+        cancel(&connect, &fails, None, None, BY),
+        cancel(&connect, &paused, None, None, BY)
+    );
+    for steered in [aborted, cancelled, skipped] {
+        assert!(steered.unwrap().changed);
+    }
+    let letters = await_dead_letters(&connect, 3).await;
+    for letter in letters {
+        let at = letter.id.as_deref().unwrap();
+        assert!(letter.reason.starts_with("cancelled by anna@ops"), "{letter:?}");
+        assert_eq!(letter.reason.contains("aborted by an operator"), at == "hangs", "{letter:?}");
+    }
+    resume(&connect, Scope::All, BY).await.unwrap();
+    eventually("those behind them", async || (ended.lock().unwrap().len() == 3).then_some(()))
+        .await;
+    let late = abort(&connect, &id("after hangs"), None, BY).await.unwrap_err();
+    assert!(late.to_string().contains("it is Executed"), "{late}");
+    worker.drain().await;
+    let (_, findings) = verify(&connect, None, Duration::ZERO).await.unwrap();
+    assert!(findings.is_empty(), "{findings:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_can_be_cancelled_before_it_comes_and_reinstated() {
     let (connect, _) = space(broker(Version::V4_3).await, 1).await;
@@ -434,8 +496,11 @@ async fn a_pause_that_outlasts_the_consumer_timeout_loses_nothing() {
     set_consumer_timeout(broker, &connect, &topology, PartitionId::new(0), timeout).await;
     pause(&connect, resource("held"), BY).await.unwrap();
     let record = Record::default();
-    let worker = Worker::start(&connect, named("w"), quick(&record, "w"));
-    let standby = Worker::start(&connect, named("s"), quick(&record, "s"));
+    let start = |name: &str| {
+        let options = WorkerOptions { consumer_timeout: timeout, ..named(name) };
+        Worker::start(&connect, options, quick(&record, name))
+    };
+    let (worker, standby) = (start("w"), start("s"));
     publish(&connect, tasks(&["held".to_owned(), "free".to_owned()], 5)).await;
     record.until("what is free", |runs| runs.len() == 5).await;
     // It is taken from one, and from the other.

@@ -4,16 +4,23 @@
 mod support;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use futures_lite::StreamExt;
 use keylane::testing::{Broker, Version};
 use keylane::{Error, Producer, ProducerOptions, handler_fn, init, route, topology, work};
-use keylane::{RouterOptions, Topology};
+use keylane::{PartitionId, PublishError, RouterOptions, Topology};
 use lapin::BasicProperties;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::AMQPValue;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
-use support::{amqp, broker, connect, count, named, put, soon};
+use support::{
+    Record, Worker, amqp, await_dead_letters, broker, connect, count, eventually, header, named,
+    open_dead_letters, publish, put, ready, resources, set_policy, soon, space, task, tasks,
+};
 
 /// Two that start at once meet differently each time.
 const RACES: usize = 8;
@@ -110,6 +117,115 @@ async fn a_hash_of_the_future_is_refused() {
     let error = init(&connect, count(4)).await.unwrap_err();
     assert!(refused(&error), "{error:?}");
     connection.close(200, "done".into()).await.unwrap();
+}
+
+/// An hour's policies of somebody who did not think of us. What each drops is there, with its
+/// reason, and can be replayed.
+async fn what_a_policy_drops_ends_in_the_dead_letters(version: Version) {
+    let broker = broker(version).await;
+    let (connect, topology) = space(broker, 2).await;
+    let namespace = connect.namespace();
+    let [limited, full] = [0, 1].map(|n| namespace.partition(&topology, PartitionId::new(n)));
+    set_policy(broker, &namespace.inbox(), r#"{"message-ttl": 100}"#).await;
+    set_policy(broker, &limited, r#"{"delivery-limit": 1}"#).await;
+    set_policy(broker, &full, r#"{"max-length": 5}"#).await;
+    let resources = resources(&topology, 1).concat();
+    let (connection, channel) = amqp(broker).await;
+    for n in 0..10u8 {
+        let id = format!("t{n}");
+        let properties = header("resource", AMQPValue::LongString(resources[0].as_str().into()));
+        put(&channel, &namespace.inbox(), properties.with_message_id(id.into()), &[n]).await;
+    }
+    let letters = await_dead_letters(&connect, 10).await;
+    for (n, letter) in (0u8..).zip(&letters) {
+        assert_eq!(
+            (&letter.payload[..], letter.id.as_deref()),
+            (&[n][..], Some(&*format!("t{n}")))
+        );
+        assert_eq!(letter.from, Some(namespace.inbox()));
+        assert!(letter.reason.contains("`message-ttl`"), "{letter:?}");
+        assert!(letter.by.as_deref() == Some("the broker") && letter.dead_at_ms.is_some());
+    }
+
+    // A full queue refuses, and drops nothing.
+    let producer = Producer::open(&connect, ProducerOptions::default()).await.unwrap();
+    let mut confirmed = 0;
+    for n in 0..20 {
+        match producer.publish(task(&resources[1], n)).await {
+            Ok(_) => confirmed += 1,
+            Err(error) => assert!(matches!(error, PublishError::Nacked { .. }), "{error}"),
+        }
+    }
+    assert!((5..20).contains(&confirmed), "{confirmed}");
+    assert_eq!(ready(&channel, &full).await, confirmed);
+
+    // Owners that are lost or give up, as the broker counts them.
+    publish(&connect, tasks(&resources[..1], 3)).await;
+    for _ in 0..3 {
+        let owner = connection.create_channel().await.unwrap();
+        let (tag, options) = ("owner".into(), BasicConsumeOptions::default());
+        let none = FieldTable::default();
+        let consumer = owner.basic_consume(limited.as_str().into(), tag, options, none).await;
+        let mut consumer = consumer.unwrap();
+        tokio::time::timeout(Duration::from_millis(500), consumer.next()).await.ok();
+        owner.close(200, "lost".into()).await.unwrap();
+    }
+    let letters = await_dead_letters(&connect, 13).await;
+    assert!(letters[10..].iter().all(|l| l.reason.contains("`delivery-limit`")), "{letters:?}");
+    assert!(letters[10..].iter().all(|l| l.from.as_ref() == Some(&limited)), "{letters:?}");
+    let mut dead = open_dead_letters(&connect, 13).await;
+    while let Some(letter) = dead.next().await.unwrap() {
+        dead.replay(letter).await.unwrap();
+    }
+    dead.close().await;
+    let executed = Arc::new(AtomicU32::new(0));
+    let counts = Arc::clone(&executed);
+    let handler = handler_fn(move |_| {
+        counts.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(Ok(()))
+    });
+    let worker = Worker::start(&connect, named("w"), handler);
+    eventually("all that was confirmed", async || {
+        (executed.load(Ordering::Relaxed) == 13 + confirmed).then_some(())
+    })
+    .await;
+    worker.drain().await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+#[tokio::test]
+async fn on_4_3_what_a_policy_drops_ends_in_the_dead_letters() {
+    what_a_policy_drops_ends_in_the_dead_letters(Version::V4_3).await;
+}
+
+#[tokio::test]
+async fn on_4_0_what_a_policy_drops_ends_in_the_dead_letters() {
+    what_a_policy_drops_ends_in_the_dead_letters(Version::V4_0).await;
+}
+
+/// Before 4.3 nobody asks the consumer, and the policy wins.
+#[tokio::test]
+async fn on_4_3_a_policy_takes_no_long_task_away() {
+    let broker = broker(Version::V4_3).await;
+    let (connect, topology) = space(broker, 1).await;
+    let queue = connect.namespace().partition(&topology, PartitionId::new(0));
+    set_policy(broker, &queue, r#"{"consumer-timeout": 2000}"#).await;
+    publish(&connect, tasks(&["r".to_owned()], 2)).await;
+    let record = Record::default();
+    let worker = Worker::start(
+        &connect,
+        named("w"),
+        record.handler("w", async |attempt| {
+            if attempt.task.payload == "0" {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+            }
+            Ok(())
+        }),
+    );
+    record.until_executed(2).await;
+    record.assert_once();
+    assert!(record.runs().iter().all(|run| run.attempt == 1 && !run.redelivered));
+    worker.drain().await;
 }
 
 fn never() -> CancellationToken {

@@ -10,11 +10,12 @@ use super::since::Since;
 use super::work::parse_duration;
 use crate::{TaskId, cancel, reinstate};
 
-/// Have a task never start
+/// Have a task never start, or never again
 ///
 /// When its turn comes it goes to the dead letters, with the reason `cancelled by …`,
-/// and those behind it go on. Takes 5 s: then it is certain. A task that runs, or ran,
-/// is left as it is, with exit code 1.
+/// and those behind it go on; one that waits for its next attempt goes at once. Takes 5 s: then it
+/// is certain. A task that runs (see `keylane abort`), or was executed, is left as it is, with exit
+/// code 1.
 #[derive(Debug, clap::Args)]
 pub(super) struct Cancel {
     /// The task's id

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::Broker;
+use super::management::ManagementOptions;
 use super::work::parse_duration;
 use crate::{PartitionCount, Retention, Topology};
 
@@ -30,6 +31,8 @@ pub(super) struct Init {
     /// Print the topology as one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    management: ManagementOptions,
 }
 
 impl Init {
@@ -45,6 +48,11 @@ impl Init {
             out!("{}", serde_json::to_string(&topology)?);
         } else {
             out!("namespace {:?}: {topology}", broker.namespace.as_str());
+        }
+        if let Some(management) = self.management.open(broker)? {
+            for policy in management.policies(&broker.namespace).await? {
+                eprintln!("keylane: {policy}");
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -25,7 +25,16 @@ pub(super) struct Fields {
     /// Of lines that have none of their own.
     pub(super) trace_context: Option<TraceContext>,
     pub(super) max_bytes: usize,
+    /// Lines before this one are passed over.
+    pub(super) first_line: u64,
 }
+
+/// AMQP's limit.
+pub(super) const MAX_KIND_BYTES: usize = 255;
+
+/// How UTF-8 and UTF-16 mark themselves.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+const UTF16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
 /// One line.
 #[derive(Debug)]
@@ -35,6 +44,8 @@ pub(super) struct Item {
     /// Bytes of the input up to its end.
     pub(super) end: u64,
     pub(super) task: Result<Task, LineError>,
+    /// As it came, if it is no task and was read whole.
+    pub(super) text: Option<Bytes>,
 }
 
 /// Why a line is no task.
@@ -46,6 +57,16 @@ pub(super) enum LineError {
     TooLong { limit: usize },
     #[error("no JSON: {reason}")]
     NoJson { reason: String },
+    #[error("is nested more than 127 levels deep, which is the most that is read")]
+    TooDeep,
+    #[error("is UTF-16, and UTF-8 is needed")]
+    Utf16,
+    #[error("begins with a byte order mark (U+FEFF), which only the first line may")]
+    ByteOrderMark,
+    #[error("has a kind of {bytes} bytes at {pointer}, of which it may have 255")]
+    KindTooLong { pointer: String, bytes: usize },
+    #[error("is blank")]
+    Blank,
     #[error("has nothing at {0}")]
     Missing(String),
     #[error("has {found} at {pointer}, a string or a whole number is needed")]
@@ -83,13 +104,12 @@ pub(super) fn read(path: &Path, fields: Fields) -> io::Result<(mpsc::Receiver<It
         while let Some((text, bytes)) = next_line(&mut input, fields.max_bytes) {
             line += 1;
             end += bytes;
-            let task = match text {
-                Ok(text) if text.iter().all(u8::is_ascii_whitespace) => continue,
-                Ok(text) => fields.task(text),
-                Err(error) => Err(error),
-            };
-            let last = task.as_ref().is_err_and(LineError::is_final);
-            if sender.blocking_send(Item { line, end, task }).is_err() || last {
+            if line < fields.first_line {
+                continue;
+            }
+            let item = fields.item(line, end, text);
+            let last = item.task.as_ref().is_err_and(LineError::is_final);
+            if sender.blocking_send(item).is_err() || last {
                 return;
             }
         }
@@ -138,19 +158,38 @@ fn next_line(input: &mut impl BufRead, limit: usize) -> Option<(Result<Vec<u8>, 
 }
 
 impl Fields {
-    fn task(&self, text: Vec<u8>) -> Result<Task, LineError> {
-        let json: Value = serde_json::from_slice(&text).map_err(|error| {
-            // It counts lines too, and each of ours is its first.
-            let reason = error.to_string().replace("at line 1 column", "at column");
-            LineError::NoJson { reason }
-        })?;
-        let mut task = Task::new(at(&json, &self.resource)?, Bytes::from(text))?
-            .with_content_type("application/json");
+    fn item(&self, line: u64, end: u64, text: Result<Vec<u8>, LineError>) -> Item {
+        let text = match text {
+            Ok(text) => Bytes::from(text),
+            Err(error) => return Item { line, end, task: Err(error), text: None },
+        };
+        // It belongs to the file, not to the line.
+        let text = match text.strip_prefix(MARK) {
+            Some(rest) if line == 1 => text.slice_ref(rest),
+            _ => text,
+        };
+        let task = self.task(text.clone());
+        let text = task.is_err().then_some(text);
+        Item { line, end, task, text }
+    }
+
+    fn task(&self, text: Bytes) -> Result<Task, LineError> {
+        if text.iter().all(u8::is_ascii_whitespace) {
+            return Err(LineError::Blank);
+        }
+        let json: Value = serde_json::from_slice(&text).map_err(|error| no_json(&text, &error))?;
+        let mut task =
+            Task::new(at(&json, &self.resource)?, text)?.with_content_type("application/json");
         if let Some(pointer) = &self.id {
             task = task.with_id(TaskId::new(at(&json, pointer)?)?);
         }
         if let Some(pointer) = &self.kind {
-            task = task.with_kind(at(&json, pointer)?);
+            let kind = at(&json, pointer)?;
+            let bytes = kind.len();
+            if bytes > MAX_KIND_BYTES {
+                return Err(LineError::KindTooLong { pointer: pointer.clone(), bytes });
+            }
+            task = task.with_kind(kind);
         } else if let Some(name) = &self.kind_name {
             task = task.with_kind(name);
         }
@@ -158,6 +197,22 @@ impl Fields {
         let trace_context = traceparent.and_then(|text| TraceContext::new(text, None).ok());
         task.trace_context = trace_context.or_else(|| self.trace_context.clone());
         Ok(task)
+    }
+}
+
+/// Why a text is no JSON, or none that is read.
+fn no_json(text: &[u8], error: &serde_json::Error) -> LineError {
+    if text.starts_with(MARK) {
+        return LineError::ByteOrderMark;
+    }
+    if UTF16_MARKS.iter().any(|mark| text.starts_with(mark)) {
+        return LineError::Utf16;
+    }
+    // It counts lines too, and each of ours is its first.
+    let reason = error.to_string().replace("at line 1 column", "at column");
+    match reason.starts_with("recursion limit") {
+        true => LineError::TooDeep,
+        false => LineError::NoJson { reason },
     }
 }
 
@@ -190,6 +245,7 @@ pub(crate) mod fuzz {
             traceparent: Some("/id".to_owned()),
             trace_context: None,
             max_bytes: LIMIT,
+            first_line: 1,
         };
         let (mut input, mut taken) = (bytes, 0);
         while let Some((text, bytes_taken)) = next_line(&mut input, LIMIT) {
@@ -198,7 +254,7 @@ pub(crate) mod fuzz {
             match text {
                 Ok(text) => {
                     assert!(text.len() <= LIMIT && !text.contains(&b'\n'));
-                    match fields.task(text.clone()) {
+                    match fields.task(text.clone().into()) {
                         Ok(task) => assert_eq!(task.payload, text),
                         Err(error) => assert!(!error.is_final() && !error.to_string().is_empty()),
                     }
@@ -241,8 +297,8 @@ mod tests {
         assert_eq!(read[1].0, Ok("ok".to_owned()));
     }
 
-    fn task(text: &str) -> Result<Task, String> {
-        let fields = Fields {
+    fn fields() -> Fields {
+        Fields {
             resource: "/a/r".to_owned(),
             id: Some("/id".to_owned()),
             kind: None,
@@ -250,8 +306,12 @@ mod tests {
             traceparent: Some("/trace".to_owned()),
             trace_context: None,
             max_bytes: 120,
-        };
-        fields.task(text.as_bytes().to_vec()).map_err(|e| e.to_string())
+            first_line: 1,
+        }
+    }
+
+    fn task(text: &str) -> Result<Task, String> {
+        fields().task(Bytes::from(text.to_owned())).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -262,6 +322,27 @@ mod tests {
         assert_eq!(task.id.as_ref().map(TaskId::as_str), Some("x"));
         assert_eq!(task.kind.as_deref(), Some("k"));
         assert_eq!(task.payload, text.as_bytes());
+    }
+
+    #[test]
+    fn a_byte_order_mark_belongs_to_the_file() {
+        let text = "\u{feff}{\"a\":{\"r\":1},\"id\":\"x\"}";
+        let task = |line| fields().item(line, 0, Ok(text.as_bytes().to_vec())).task;
+        assert_eq!(task(1).expect("a task").payload, &text.as_bytes()[3..]);
+        assert!(matches!(task(2), Err(LineError::ByteOrderMark)));
+        let utf16 = fields().item(1, 0, Ok(b"\xff\xfe{\0}\0".to_vec()));
+        assert!(matches!(utf16.task, Err(LineError::Utf16)) && utf16.text.is_some());
+    }
+
+    #[test]
+    fn a_kind_has_as_many_bytes_as_the_broker_takes() {
+        let fields = Fields { kind: Some("/k".to_owned()), max_bytes: 1_000, ..fields() };
+        let task = |kind: usize| {
+            let text = format!(r#"{{"a":{{"r":1}},"id":"x","k":"{}"}}"#, "k".repeat(kind));
+            fields.task(text.into())
+        };
+        assert_eq!(task(255).expect("a task").kind.map(|kind| kind.len()), Some(255));
+        assert!(matches!(task(256), Err(LineError::KindTooLong { bytes: 256, .. })));
     }
 
     #[test]
@@ -285,6 +366,9 @@ mod tests {
             (r#"{"a":{"r":1.5}}"#, "has a fraction at /a/r"),
             (r#"{"a":{"r":""}}"#, "the resource is empty"),
             (r#"{"a":{"r":"x"},"id":""}"#, "a task id has 1 to 255 bytes"),
+            (" \t", "is blank"),
+            ("\u{feff}{}", "begins with a byte order mark"),
+            (&"[".repeat(128), "nested more than 127 levels deep"),
         ] {
             let error = task(text).expect_err(text);
             assert!(error.contains(reason), "{text}: {error}");

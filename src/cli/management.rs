@@ -1,26 +1,30 @@
 //! The management interface of the broker: the only place that tells how many deliveries of a
-//! queue are not acked. AMQP tells what is ready, and that somebody beside the owner holds something.
+//! queue are not acked, and which policy applies to it. AMQP tells what is ready, and that somebody
+//! beside the owner holds something; of policies it tells nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use percent_encoding::percent_decode_str;
-use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, StatusCode, Url, redirect};
 use rustls::crypto::{CryptoProvider, ring};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::Broker;
+use super::policies::{PolicedQueue, Policy, are_known, in_the_way};
 use crate::Topology;
+use crate::handler::is_loopback;
 use crate::protocol::names::Namespace;
 
 /// Where the management interface is.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct ManagementOptions {
-    /// Ask the broker's management interface, too, how many tasks are delivered: `http://host:15672`
+    /// Ask the broker's management interface, too: `http://host:15672`
     ///
-    /// Names tasks that are delivered to a consumer that belongs to no worker, with their number.
+    /// Names the policies of the broker that are in the way, and tasks that are delivered to a
+    /// consumer that belongs to no worker, with their number (`init`: the policies only).
     /// User and password are those of `--amqp-url` unless the URL has others; the user needs the
     /// tag `monitoring`. Its numbers are up to ten seconds old.
     #[arg(long, env = "KEYLANE_MANAGEMENT_URL", hide_env_values = true, value_name = "URL")]
@@ -29,6 +33,11 @@ pub(super) struct ManagementOptions {
 
 /// The numbers are collected every five seconds, and a queue under load is late.
 const STALE: Duration = Duration::from_secs(10);
+
+/// Time between two looks at what is collected every five seconds.
+const COLLECTED_PACE: Duration = Duration::from_millis(500);
+
+const POLICY_COLUMNS: &str = "name,policy,operator_policy,effective_policy_definition";
 
 /// A broker that is well answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,7 +76,8 @@ impl ManagementOptions {
             // An error gives back ours: another thread was faster, which is fine.
             drop(ring::default_provider().install_default());
         }
-        let builder = builder.redirect(Policy::none()).timeout(TIMEOUT);
+        let builder = if is_loopback(url) { builder.no_proxy() } else { builder };
+        let builder = builder.redirect(redirect::Policy::none()).timeout(TIMEOUT);
         let client = builder.build().context("cannot ask the management interface")?;
         let from = if url.username().is_empty() { &amqp } else { url };
         let login = (decoded(from.username()), decoded(from.password().unwrap_or_default()));
@@ -81,7 +91,6 @@ impl ManagementOptions {
             vhost => vhost,
         };
         queues.set_path(&format!("{base}/api/queues/{vhost}"));
-        queues.set_query(Some("columns=name,messages_unacknowledged"));
         Ok(Some(Management { client, queues, login, strays: Strays::default() }))
     }
 }
@@ -110,8 +119,34 @@ impl Management {
         namespace: &Namespace,
         topology: &Topology,
     ) -> anyhow::Result<Vec<u32>> {
+        let queues: Vec<Queue> = self.queues("name,messages_unacknowledged").await?;
+        let counts: HashMap<_, _> =
+            queues.into_iter().map(|queue| (queue.name, queue.messages_unacknowledged)).collect();
+        let count = |partition| counts.get(&namespace.partition(topology, partition)).copied();
+        Ok(topology.partitions().map(|partition| count(partition).unwrap_or(0)).collect())
+    }
+}
+
+impl Management {
+    /// The policies that are in the way of a namespace. Waits until the broker has collected them
+    /// for queues that are new.
+    pub(super) async fn policies(&self, namespace: &Namespace) -> anyhow::Result<Vec<Policy>> {
+        let deadline = Instant::now() + STALE;
+        loop {
+            let queues = self.queues::<PolicedQueue>(POLICY_COLUMNS).await?;
+            if are_known(namespace, &queues) || Instant::now() > deadline {
+                return Ok(in_the_way(namespace, &queues));
+            }
+            tokio::time::sleep(COLLECTED_PACE).await;
+        }
+    }
+
+    /// These columns of all queues of the virtual host.
+    async fn queues<T: DeserializeOwned>(&self, columns: &str) -> anyhow::Result<Vec<T>> {
         let (user, password) = &self.login;
-        let asking = self.client.get(self.queues.clone()).basic_auth(user, Some(password)).send();
+        let mut url = self.queues.clone();
+        url.set_query(Some(&format!("columns={columns}")));
+        let asking = self.client.get(url).basic_auth(user, Some(password)).send();
         let host = self.queues.host_str().unwrap_or_default();
         let doing = || format!("cannot ask the management interface at {host}");
         let answer = asking.await.map_err(reqwest::Error::without_url).with_context(doing)?;
@@ -125,12 +160,7 @@ impl Management {
                 bail!("the management interface at {host} answers {other}: is its address right?")
             }
         }
-        let queues: Vec<Queue> =
-            serde_json::from_str(&answer.text().await.with_context(doing)?).with_context(doing)?;
-        let counts: HashMap<_, _> =
-            queues.into_iter().map(|queue| (queue.name, queue.messages_unacknowledged)).collect();
-        let count = |partition| counts.get(&namespace.partition(topology, partition)).copied();
-        Ok(topology.partitions().map(|partition| count(partition).unwrap_or(0)).collect())
+        serde_json::from_str(&answer.text().await.with_context(doing)?).with_context(doing)
     }
 }
 

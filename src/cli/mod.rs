@@ -6,6 +6,7 @@
 #[macro_use]
 mod output;
 
+mod abort;
 mod bench;
 mod cancel;
 mod config;
@@ -24,10 +25,13 @@ mod operator;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pause;
+mod policies;
 mod process_one;
 mod progress;
 mod publish;
+mod rejects;
 mod route;
+mod running;
 mod scratch;
 mod signals;
 mod since;
@@ -196,6 +200,8 @@ enum Command {
     Pause(pause::Pause),
     Resume(pause::Resume),
     Cancel(cancel::Cancel),
+    Abort(abort::Abort),
+    Running(running::RunningNow),
     Drain(drain::Drain),
     Top(top::Top),
     Dashboard(dashboard::DashboardArgs),
@@ -275,6 +281,8 @@ impl Command {
             Self::Pause(pause) => pause.run(broker).await,
             Self::Resume(resume) => resume.run(broker).await,
             Self::Cancel(cancel) => cancel.run(broker).await,
+            Self::Abort(abort) => abort.run(broker).await,
+            Self::Running(running) => running.run(broker).await,
             Self::Drain(drain) => drain.run(broker).await,
             Self::Top(top) => top.run(broker).await,
             Self::Dashboard(dashboard) => dashboard.run(broker).await,

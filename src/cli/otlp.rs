@@ -8,8 +8,11 @@ use opentelemetry::{KeyValue, global};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use reqwest::Url;
 use reqwest::blocking::Client;
 use rustls::crypto::{CryptoProvider, ring};
+
+use crate::handler::is_loopback;
 
 /// Where spans go to: all signals, or traces alone.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
@@ -68,10 +71,13 @@ fn client(endpoint: &str) -> anyhow::Result<Client> {
         // An error gives back ours: another thread was faster, which is fine.
         drop(ring::default_provider().install_default());
     }
-    let builder = match env::var(endpoint).is_ok_and(|url| url.starts_with("http:")) {
+    let url = env::var(endpoint).unwrap_or_default();
+    let builder = match url.starts_with("http:") {
         // There is no certificate to check, so a machine without any will do.
         true => Client::builder().tls_certs_only([]),
         false => Client::builder(),
     };
+    let is_near = Url::parse(&url).is_ok_and(|url| is_loopback(&url));
+    let builder = if is_near { builder.no_proxy() } else { builder };
     builder.build().context("cannot set up the client that exports spans")
 }

@@ -27,11 +27,19 @@ pub(super) fn line(words: Arguments<'_>) {
 
 /// A text of somebody else's as it may be printed: what would steer a terminal is escaped.
 pub(super) fn printable(text: &str) -> String {
+    escaped(text, &['\n', '\t'])
+}
+
+/// The same, in one line.
+pub(super) fn in_line(text: &str) -> String {
+    escaped(text, &[])
+}
+
+fn escaped(text: &str, kept: &[char]) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\n' | '\t' => shown.push(c),
-            c if c.is_control() => shown.extend(c.escape_default()),
+            c if c.is_control() && !kept.contains(&c) => shown.extend(c.escape_default()),
             c => shown.push(c),
         }
     }
@@ -54,5 +62,6 @@ mod tests {
             printable("a\tb\nkönto \u{1b}[2J\r\u{9b}1m"),
             "a\tb\nkönto \\u{1b}[2J\\r\\u{9b}1m"
         );
+        assert_eq!(in_line("l'été\n\t\u{1b}"), "l'été\\n\\t\\u{1b}");
     }
 }

@@ -14,11 +14,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Broker;
-use super::lines::{Fields, Item, read};
+use super::lines::{Fields, Item, LineError, MAX_KIND_BYTES, read};
 use super::metrics::MetricsArgs;
 use super::progress::{bar, counted, grouped};
+use super::rejects::Rejects;
 use super::signals::{INTERRUPTED, until_signalled};
-use crate::{Producer, ProducerOptions, Task, TraceContext};
+use crate::{Producer, ProducerOptions, PublishError, Task, TraceContext};
 
 /// Exit code when lines of the input were skipped.
 const SKIPPED: u8 = 3;
@@ -43,15 +44,28 @@ pub(super) struct Publish {
     #[arg(long, value_name = "POINTER", value_parser = parse_pointer)]
     kind: Option<String>,
     /// One kind for all tasks
-    #[arg(long, value_name = "NAME", conflicts_with = "kind")]
+    #[arg(long, value_name = "NAME", conflicts_with = "kind", value_parser = parse_kind)]
     kind_name: Option<String>,
     /// Where the W3C `traceparent` stands; for lines without a valid one it is that of
     /// the environment, in TRACEPARENT and TRACESTATE
     #[arg(long, value_name = "POINTER", value_parser = parse_pointer)]
     traceparent: Option<String>,
-    /// Count lines that are no task, and go on; the exit code is 3 then
+    /// Pass over lines that are no task, and tell which and why; the exit code is 3 then
     #[arg(long)]
     skip_invalid: bool,
+    /// Write those lines to this file, each as a JSON object with `line`, `reason` and `text`
+    ///
+    /// With `jq -r .text FILE`, what was mended can be published. Implies --skip-invalid.
+    #[arg(long, value_name = "FILE")]
+    rejects: Option<PathBuf>,
+    /// Read and check all lines, and publish nothing; the exit code is 3 if one is no task
+    ///
+    /// Needs no broker. What only a broker knows, such as its limit for messages, is not checked.
+    #[arg(long)]
+    dry_run: bool,
+    /// Begin at this line, counted from 1: where an earlier run was interrupted, which it tells
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    from_line: u64,
     /// Tasks that are sent and not confirmed, at the most
     #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_in_flight: u32,
@@ -72,6 +86,11 @@ struct Summary {
     skipped: u64,
     published_again: u64,
     seconds: f64,
+    /// Lines with nothing on them.
+    blank: u64,
+    /// Where to go on, if the end was not reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_line: Option<u64>,
 }
 
 /// What the reader knows of the lines whose tasks are not answered.
@@ -79,7 +98,10 @@ struct Summary {
 struct Reading {
     /// Line numbers, in the order of the tasks.
     lines: VecDeque<u64>,
-    skipped: u64,
+    /// The last line that was read.
+    last: u64,
+    rejects: Rejects,
+    blank: u64,
     bytes: u64,
     /// Why reading stopped early.
     error: Option<anyhow::Error>,
@@ -89,14 +111,32 @@ struct Reading {
 
 impl Publish {
     pub(super) async fn run(self, broker: &Broker) -> anyhow::Result<ExitCode> {
+        let name = self.name();
+        let (items, size) = read(&self.file, self.fields()).with_context(|| name.clone())?;
+        let rejects = Rejects::new(self.rejects.as_deref())?;
+        let reading = Reading { last: self.from_line - 1, rejects, ..Reading::default() };
+        let reading = Arc::new(Mutex::new(reading));
+        if self.dry_run {
+            return until_signalled("ending", async |shutdown| {
+                self.check(&name, items, reading, shutdown).await
+            })
+            .await;
+        }
         let options = ProducerOptions {
             max_in_flight: self.max_in_flight as usize,
             max_payload: self.max_payload,
             metrics: self.metrics.serve().await?,
             ..ProducerOptions::default()
         };
-        let name = self.name();
-        let fields = Fields {
+        let producer = Producer::open(&broker.connect()?, options).await?;
+        until_signalled("waiting for what is sent to be confirmed", async |shutdown| {
+            self.publish(&name, producer, items, (size, reading), shutdown).await
+        })
+        .await
+    }
+
+    fn fields(&self) -> Fields {
+        Fields {
             resource: self.resource.clone(),
             id: self.id.clone(),
             kind: self.kind.clone(),
@@ -104,13 +144,12 @@ impl Publish {
             traceparent: self.traceparent.clone(),
             trace_context: trace_of_environment(),
             max_bytes: self.max_payload,
-        };
-        let (items, size) = read(&self.file, fields).with_context(|| name.clone())?;
-        let producer = Producer::open(&broker.connect()?, options).await?;
-        until_signalled("waiting for what is sent to be confirmed", async |shutdown| {
-            self.publish(&name, producer, items, size, shutdown).await
-        })
-        .await
+            first_line: self.from_line,
+        }
+    }
+
+    fn skips(&self) -> bool {
+        self.skip_invalid || self.dry_run || self.rejects.is_some()
     }
 
     fn name(&self) -> String {
@@ -120,12 +159,30 @@ impl Publish {
         }
     }
 
+    /// Reads all lines, and publishes nothing.
+    async fn check(
+        &self,
+        name: &str,
+        items: mpsc::Receiver<Item>,
+        reading: Arc<Mutex<Reading>>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<ExitCode> {
+        let started = Instant::now();
+        let tasks = self.tasks(name, items, Arc::clone(&reading), shutdown);
+        let published = tasks.fold(0, |count, _| {
+            lock(&reading).lines.pop_front();
+            count + 1
+        });
+        let summary = Summary { published: published.await, ..Summary::default() };
+        self.end(name, &reading, summary, started, None)
+    }
+
     async fn publish(
         &self,
         name: &str,
         producer: Producer,
         items: mpsc::Receiver<Item>,
-        size: Option<u64>,
+        (size, reading): (Option<u64>, Arc<Mutex<Reading>>),
         shutdown: CancellationToken,
     ) -> anyhow::Result<ExitCode> {
         let started = Instant::now();
@@ -136,25 +193,30 @@ impl Publish {
                 None => "{spinner:.cyan} {msg}",
             },
         );
-        let reading = Arc::new(Mutex::new(Reading::default()));
         let tasks = self.tasks(name, items, Arc::clone(&reading), shutdown.clone());
         let mut published = Box::pin(producer.publish_all(tasks));
         let mut summary = Summary::default();
         let mut refused = None;
         let blocked = tokio::spawn(show_blocked(producer.blocked(), progress.clone()));
         while let Some(done) = published.next().await {
-            let line = lock(&reading).lines.pop_front().unwrap_or_default();
-            summary.published_again += u64::from(done.sent - 1);
+            let line = lock(&reading).lines.front().copied().unwrap_or_default();
+            summary.published_again += u64::from(done.sent.saturating_sub(1));
             match done.outcome {
                 Ok(_) => summary.published += 1,
+                Err(error) if self.skips() && is_its_own(&error) => {
+                    let text = Some(done.task.payload.as_ref());
+                    lock(&reading).rejects.add(line, error.to_string(), text)?;
+                }
                 Err(error) => {
                     refused = Some(anyhow!("{name}, line {line}: {error}").context(format!(
-                        "stopped; the {} lines before it are published, up to {} after it may be",
-                        summary.published, self.max_in_flight
+                        "stopped; the {} before it are published, up to {} after it may be",
+                        counted(summary.published, "task"),
+                        self.max_in_flight
                     )));
                     break;
                 }
             }
+            lock(&reading).lines.pop_front();
             if summary.published.is_multiple_of(256) {
                 let rate = summary.published as f64 / started.elapsed().as_secs_f64();
                 progress
@@ -166,15 +228,34 @@ impl Publish {
         blocked.abort();
         progress.finish_and_clear();
         producer.close().await;
-        let Reading { error: invalid, skipped, interrupted, .. } =
-            std::mem::take(&mut *lock(&reading));
-        summary.skipped = skipped;
+        self.end(name, &reading, summary, started, refused)
+    }
+
+    /// Tells what was done.
+    fn end(
+        &self,
+        name: &str,
+        reading: &Mutex<Reading>,
+        mut summary: Summary,
+        started: Instant,
+        refused: Option<anyhow::Error>,
+    ) -> anyhow::Result<ExitCode> {
+        let mut reading = std::mem::take(&mut *lock(reading));
+        let refused = refused.or(reading.error.take());
+        summary.skipped = reading.rejects.count();
+        summary.blank = reading.blank;
         summary.seconds = started.elapsed().as_secs_f64();
-        self.report(&summary, interrupted)?;
-        match refused.or(invalid) {
+        if refused.is_some() || reading.interrupted {
+            // The first whose task is not confirmed.
+            let next = reading.lines.front().copied();
+            summary.next_line = Some(next.unwrap_or(reading.last + 1));
+        }
+        reading.rejects.tell(name)?;
+        self.report(&summary, reading.interrupted)?;
+        match refused {
             Some(error) => Err(error),
-            None if interrupted => Ok(ExitCode::from(INTERRUPTED)),
-            None if skipped > 0 => Ok(ExitCode::from(SKIPPED)),
+            None if reading.interrupted => Ok(ExitCode::from(INTERRUPTED)),
+            None if summary.skipped > 0 => Ok(ExitCode::from(SKIPPED)),
             None => Ok(ExitCode::SUCCESS),
         }
     }
@@ -187,7 +268,7 @@ impl Publish {
         reading: Arc<Mutex<Reading>>,
         shutdown: CancellationToken,
     ) -> impl futures_lite::Stream<Item = Task> {
-        let (name, skip) = (name.to_owned(), self.skip_invalid);
+        let (name, skip) = (name.to_owned(), self.skips());
         stream::unfold(items, move |mut items| {
             let (name, reading, shutdown) = (name.clone(), Arc::clone(&reading), shutdown.clone());
             async move {
@@ -202,22 +283,31 @@ impl Publish {
                     };
                     let mut reading = lock(&reading);
                     reading.bytes = item.end;
-                    match item.task {
+                    let reason = match item.task {
                         Ok(task) => {
+                            reading.last = item.line;
                             reading.lines.push_back(item.line);
                             drop(reading);
                             return Some((task, items));
                         }
-                        Err(reason) if skip && !reason.is_final() => {
-                            reading.skipped += 1;
-                            drop(reading);
-                            tracing::debug!(line = item.line, %reason, "skipped");
+                        Err(LineError::Blank) => {
+                            reading.last = item.line;
+                            reading.blank += 1;
+                            continue;
                         }
-                        Err(reason) => {
-                            reading.error = Some(anyhow!("{name}, line {}: {reason}", item.line));
-                            return None;
+                        Err(reason) => reason,
+                    };
+                    let rejected = match skip && !reason.is_final() {
+                        true => {
+                            reading.rejects.add(item.line, reason.to_string(), item.text.as_deref())
                         }
+                        false => Err(anyhow!("{name}, line {}: {reason}", item.line)),
+                    };
+                    if let Err(error) = rejected {
+                        reading.error = Some(error);
+                        return None;
                     }
+                    reading.last = item.line;
                 }
             }
         })
@@ -229,13 +319,16 @@ impl Publish {
             return Ok(());
         }
         let rate = summary.published as f64 / summary.seconds.max(1e-9);
-        let mut text = format!(
-            "published {} in {:.1} s ({rate:.0}/s)",
-            counted(summary.published, "task"),
-            summary.seconds
-        );
+        let tasks = counted(summary.published, "task");
+        let mut text = match self.dry_run {
+            true => format!("{tasks}, and none is published"),
+            false => format!("published {tasks} in {:.1} s ({rate:.0}/s)", summary.seconds),
+        };
         if summary.skipped > 0 {
             text += &format!("; skipped {} without a task", counted(summary.skipped, "line"));
+        }
+        if summary.blank > 0 {
+            text += &format!("; {}", counted(summary.blank, "blank line"));
         }
         if summary.published_again > 0 {
             let again = grouped(summary.published_again);
@@ -243,6 +336,9 @@ impl Publish {
         }
         if interrupted {
             text += "; interrupted before the end of the input";
+        }
+        if let Some(line) = summary.next_line {
+            text += &format!("; go on with --from-line {line}");
         }
         out!("{text}");
         Ok(())
@@ -268,8 +364,22 @@ async fn show_blocked(
     }
 }
 
+/// Whether a task was refused for what it is: another one may be published.
+fn is_its_own(error: &PublishError) -> bool {
+    matches!(error, PublishError::Invalid { .. } | PublishError::TooLarge { .. })
+}
+
 fn lock(reading: &Mutex<Reading>) -> std::sync::MutexGuard<'_, Reading> {
     reading.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks a kind for all tasks.
+fn parse_kind(text: &str) -> Result<String, String> {
+    if text.len() <= MAX_KIND_BYTES {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("a kind has {MAX_KIND_BYTES} bytes at the most"))
+    }
 }
 
 /// Checks the form of a JSON pointer (RFC 6901).

@@ -51,14 +51,25 @@ impl Status {
             tokio::time::sleep(NEXT_LOOK).await;
         };
         observer.close().await;
+        let policies = match &management {
+            Some(management) => Some(management.policies(connect.namespace()).await?),
+            None => None,
+        };
         let stalled: BTreeMap<_, _> = watch.stalled().map(|(p, cause, _)| (p, cause)).collect();
         for partition in &mut status.partitions {
             partition.cause = stalled.get(&partition.partition).copied().cloned();
         }
         if self.json {
-            out!("{}", serde_json::to_string(&status)?);
+            let mut status = serde_json::to_value(&status)?;
+            if let Some(policies) = policies {
+                status["policies"] = serde_json::to_value(policies)?;
+            }
+            out!("{status}");
         } else {
             print(&status, self.all);
+            for policy in policies.into_iter().flatten() {
+                out!("\nin the way: {policy}");
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

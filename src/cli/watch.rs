@@ -7,14 +7,16 @@ use anyhow::bail;
 use tokio::time::sleep;
 
 use super::Broker;
-use super::management::ManagementOptions;
+use super::management::{Management, ManagementOptions};
 use super::pause::paused;
+use super::policies::Policy;
 use super::signals::until_signalled;
 use super::since::time;
 use super::work::parse_duration;
 use crate::protocol::stall::Watch as Stalls;
 use crate::rabbit::status::Observer;
 use crate::rabbit::steering::now_ms;
+use crate::{Connect, Status};
 
 /// Say which partitions stand still and why, as it happens, until Ctrl-C
 ///
@@ -41,7 +43,7 @@ impl Watch {
             let mut observer = Some(Observer::open(&connect, "watch").await?);
             let mut management = self.management.open(broker)?;
             let (started, mut stalls) = (Instant::now(), Stalls::new(self.after));
-            let mut last_paused = None;
+            let (mut last_paused, mut last_policies) = (None, Vec::new());
             let watching = async {
                 loop {
                     let looked = match observer.take() {
@@ -62,10 +64,14 @@ impl Watch {
                         Ok((opened, mut status)) => {
                             observer = Some(opened);
                             if let Some(management) = &mut management {
-                                let namespace = connect.namespace();
-                                let added = management.add_strays(namespace, &mut status).await;
-                                if let Err(error) = added {
-                                    eprintln!("keylane: {error:#}; looking again");
+                                let added = self.ask(management, &connect, &mut status);
+                                match added.await {
+                                    Ok(policies) if policies != last_policies => {
+                                        self.tell_policies(&policies)?;
+                                        last_policies = policies;
+                                    }
+                                    Ok(_) => {}
+                                    Err(error) => eprintln!("keylane: {error:#}; looking again"),
                                 }
                             }
                             let now = paused(&status.steering);
@@ -95,6 +101,17 @@ impl Watch {
         .await
     }
 
+    /// Adds what the management interface tells, and gives the policies that are in the way.
+    async fn ask(
+        &self,
+        management: &mut Management,
+        connect: &Connect,
+        status: &mut Status,
+    ) -> anyhow::Result<Vec<Policy>> {
+        management.add_strays(connect.namespace(), status).await?;
+        management.policies(connect.namespace()).await
+    }
+
     fn tell(&self, event: &crate::protocol::stall::Event) -> anyhow::Result<()> {
         if self.json {
             let mut line = serde_json::to_value(event)?;
@@ -102,6 +119,24 @@ impl Watch {
             out!("{line}");
         } else {
             out!("{}  {event}", time(now_ms() * 1_000));
+        }
+        Ok(())
+    }
+
+    fn tell_policies(&self, policies: &[Policy]) -> anyhow::Result<()> {
+        let at_ms = now_ms();
+        if self.json {
+            let line = serde_json::json!({
+                "event": "policies", "at_ms": at_ms, "policies": serde_json::to_value(policies)?,
+            });
+            out!("{line}");
+            return Ok(());
+        }
+        for policy in policies {
+            out!("{}  in the way: {policy}", time(at_ms * 1_000));
+        }
+        if policies.is_empty() {
+            out!("{}  no policy is in the way any more", time(at_ms * 1_000));
         }
         Ok(())
     }

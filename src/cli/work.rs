@@ -146,6 +146,7 @@ impl Work {
             journal: !self.no_journal,
             fencing: !self.no_fencing,
             metrics: self.metrics.serve().await?,
+            ..WorkerOptions::default()
         };
         let (slots, json) = (self.slots as usize, self.json);
         until_signalled("finishing the tasks that run", async |shutdown| {

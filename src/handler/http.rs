@@ -9,6 +9,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use rustls::crypto::{CryptoProvider, ring};
 use tokio::time::timeout;
+use url::Host;
 
 use super::{Attempt, Failure, Handler, fencing};
 use crate::protocol::fence::FencingToken;
@@ -65,7 +66,8 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/
 ///
 /// Connections are kept and used again. To connect may take 10 s; from then on
 /// only the task's own time limit counts. The usual proxy variables of the
-/// environment (`HTTP_PROXY` …) are honoured. A user and password in the URL are
+/// environment (`HTTP_PROXY` …) are honoured, but for this machine itself (`localhost`,
+/// `127.0.0.1`, `[::1]`), which no proxy can reach. A user and password in the URL are
 /// sent as basic authentication.
 ///
 /// # Cancel safety
@@ -113,7 +115,7 @@ impl Http {
             // An error gives back ours: another thread was faster, which is fine.
             drop(ring::default_provider().install_default());
         }
-        let client = builder
+        let client = if is_loopback(&url) { builder.no_proxy() } else { builder }
             .user_agent(concat!("keylane/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -139,6 +141,19 @@ impl Http {
             // It is there, whatever it makes of a HEAD.
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+}
+
+/// Whether a URL is one of this machine: there, a proxy would find another machine.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
     }
 }
 

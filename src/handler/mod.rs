@@ -15,6 +15,8 @@ pub mod exec;
 pub(crate) mod fencing;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "cli")]
+pub(crate) use http::is_loopback;
 #[cfg(feature = "exec")]
 pub mod pipe;
 

@@ -17,6 +17,10 @@ pub const SILENT_MS: u64 = 5 * REPORT_EVERY_MS;
 /// memory takes no reports. The members are not to blame.
 const DEAF_MS: u64 = SILENT_MS / 2;
 
+/// A worker weighs the same for as long as it runs. One that was restarted with another weight is
+/// planned for with the old one for so long at the most.
+pub const REWEIGH_MS: u64 = 30_000;
+
 /// The weight of the newest report in the mean of a load: a change is followed within some twenty
 /// seconds, and what happens by chance within two is not.
 const NEWEST: f64 = 0.15;
@@ -34,6 +38,8 @@ pub struct Fleet {
 #[derive(Debug, Clone, Copy)]
 struct Known {
     weight: Weight,
+    /// Since when it weighs that; `None` if it has not said so itself.
+    weighed: Option<Millis>,
     heard: Millis,
     /// The plan that it follows.
     plan: Option<u64>,
@@ -46,14 +52,16 @@ impl Fleet {
     pub fn of_plan(plan: Option<&Plan>, partitions: usize, now: Millis) -> Self {
         let weight = Weight::ONE;
         let number = plan.map(|plan| plan.number);
-        let known =
-            |worker: &WorkerId| (worker.clone(), Known { weight, heard: now, plan: number });
+        let known = |worker: &WorkerId| {
+            (worker.clone(), Known { weight, weighed: None, heard: now, plan: number })
+        };
         let members = plan.into_iter().flat_map(|plan| plan.members.iter().map(known)).collect();
         Self { members, deaf: false, loads: vec![0.0; partitions] }
     }
 
     /// A member reports. Returns whether a new plan is needed for it: it is new, or its weight is
-    /// another one.
+    /// another one. That is believed once in [`REWEIGH_MS`]: it moves partitions, and two workers
+    /// of one name, or one that lies, would have them move for ever.
     pub fn report(
         &mut self,
         worker: WorkerId,
@@ -61,8 +69,17 @@ impl Fleet {
         plan: Option<u64>,
         now: Millis,
     ) -> bool {
-        let before = self.members.insert(worker, Known { weight, heard: now, plan });
-        before.is_none_or(|before| before.weight != weight)
+        let Some(known) = self.members.get_mut(&worker) else {
+            self.members.insert(worker, Known { weight, weighed: Some(now), heard: now, plan });
+            return true;
+        };
+        (known.heard, known.plan) = (now, plan);
+        let is_late = known.weighed.is_none_or(|at| now.0.saturating_sub(at.0) >= REWEIGH_MS);
+        let reweighs = known.weight != weight && is_late;
+        if reweighs || known.weighed.is_none() {
+            (known.weight, known.weighed) = (weight, Some(now));
+        }
+        reweighs
     }
 
     /// The owner of a partition tells how busy it was with it: handlers that ran at once, in the
@@ -136,12 +153,28 @@ mod tests {
         assert!(fleet.report(worker("a"), Weight::ONE, None, Millis(0)));
         assert!(fleet.report(worker("b"), Weight::ONE, None, Millis(0)));
         assert!(!fleet.report(worker("a"), Weight::ONE, None, Millis(SILENT_MS)));
-        let heavy = Weight::new(2.0).expect("a weight");
-        assert!(fleet.report(worker("a"), heavy, None, Millis(SILENT_MS)), "it weighs more now");
         assert_eq!(fleet.forget_silent(Millis(SILENT_MS)), []);
         assert_eq!(fleet.forget_silent(Millis(SILENT_MS + 1)), [worker("b")]);
-        assert_eq!(fleet.members(), [Member { worker: worker("a"), weight: heavy }]);
+        assert_eq!(fleet.members(), [Member { worker: worker("a"), weight: Weight::ONE }]);
         assert!(fleet.leave(&worker("a")) && !fleet.leave(&worker("a")));
+    }
+
+    #[test]
+    fn a_weight_changes_no_more_than_twice_a_minute() {
+        let heavy = Weight::new(2.0).expect("a weight");
+        let mut fleet = Fleet::of_plan(None, 2, Millis(0));
+        fleet.report(worker("a"), Weight::ONE, None, Millis(0));
+        let mut changes = 0;
+        for second in 1..=120 {
+            let weight = if second % 2 == 0 { Weight::ONE } else { heavy };
+            changes += u32::from(fleet.report(worker("a"), weight, None, Millis(second * 1_000)));
+        }
+        assert_eq!(changes, 3);
+        // A member of an earlier plan has not said yet how much it weighs.
+        let plan = Plan::next(None, &fleet.members(), 2, &[]);
+        let mut fleet = Fleet::of_plan(Some(&plan), 2, Millis(0));
+        assert!(fleet.report(worker("a"), heavy, None, Millis(1)));
+        assert!(!fleet.report(worker("a"), Weight::ONE, None, Millis(2)));
     }
 
     #[test]

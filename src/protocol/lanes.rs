@@ -315,8 +315,8 @@ impl Lanes {
             }
             Outcome::Failed { not_before, .. } if !self.retry.is_exhausted(attempts) => {
                 let random = splitmix(self.seed ^ tag.0 ^ (u64::from(attempts) << 48));
-                let wished = not_before.unwrap_or_default().min(RetryPolicy::MAX_AFTER);
-                let delay = self.retry.delay(attempts, random).max(wished);
+                let wished = not_before.map(|wished| wished.min(RetryPolicy::MAX_AFTER));
+                let delay = wished.unwrap_or_else(|| self.retry.delay(attempts, random));
                 let until = now.after(delay);
                 delivery.stage = Stage::Waiting { until };
                 self.waiting.insert((until, tag));

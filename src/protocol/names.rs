@@ -95,7 +95,14 @@ impl Namespace {
         format!("{self}.dead")
     }
 
-    /// Queue for publishers that cannot hash.
+    /// Fanout exchange for publishers that cannot hash. Rights are given by name, and those who
+    /// count the messages of the [inbox](Self::inbox) may not publish, so its name is another one.
+    #[must_use]
+    pub fn submit(&self) -> String {
+        format!("{self}.submit")
+    }
+
+    /// Queue of what those have published.
     #[must_use]
     pub fn inbox(&self) -> String {
         format!("{self}.inbox")
@@ -121,11 +128,32 @@ impl Namespace {
         format!("{self}.planner")
     }
 
-    /// Fanout exchange on which the planner and the members of the fleet talk to all, and
-    /// operators ask them how they are.
+    /// Fanout exchange on which operators ask the members of the fleet.
     #[must_use]
     pub fn control(&self) -> String {
         format!("{self}.control")
+    }
+
+    /// Direct exchange on which the members of the fleet talk to one another, and to the planner.
+    /// Whoever may write here is believed to be a member.
+    #[must_use]
+    pub fn fleet(&self) -> String {
+        format!("{self}.fleet")
+    }
+
+    /// Exclusive queue in which a member of the fleet, or an operator, hears the others.
+    #[must_use]
+    pub fn hearing(&self, id: &uuid::Uuid) -> String {
+        format!("{self}.control.{}", id.simple())
+    }
+
+    /// Whether a queue is one of [those](Self::hearing). Answers go nowhere else: who asks names
+    /// the queue, and may have fewer rights than who answers.
+    #[must_use]
+    pub fn is_hearing(&self, queue: &str) -> bool {
+        let id = queue.strip_prefix(&self.0).and_then(|rest| rest.strip_prefix(".control."));
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        id.is_some_and(|id| id.len() == 32 && id.bytes().all(hex))
     }
 }
 
@@ -171,6 +199,27 @@ mod tests {
         assert_eq!(Namespace::epoch("keylane.g1.p7"), "keylane.g1.p7.epoch");
         assert_eq!(ns.routing_key(p), "7");
         assert_eq!(ns.dead(), "keylane.dead");
+        assert_eq!((ns.submit(), ns.inbox()), ("keylane.submit".into(), "keylane.inbox".into()));
+    }
+
+    #[test]
+    fn answers_go_to_queues_of_those_who_hear() {
+        let ns = Namespace::default();
+        assert!(ns.is_hearing(&ns.hearing(&uuid::Uuid::now_v7())));
+        let id = "0".repeat(32);
+        for queue in [
+            String::new(),
+            ns.control(),
+            "keylane.control.".to_owned(),
+            // A namespace may be called so.
+            "keylane.control.g1.p7.epoch".to_owned(),
+            format!("keylane.control.{}.epoch", &id[6..]),
+            format!("keylane.control.{id}0"),
+            format!("other.control.{id}"),
+            format!("keylane.{id}"),
+        ] {
+            assert!(!ns.is_hearing(&queue), "{queue}");
+        }
     }
 
     #[test]

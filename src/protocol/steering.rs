@@ -56,6 +56,9 @@ pub struct Cancellation {
     pub ordered: Signature,
     /// When it is forgotten, milliseconds since 1970.
     pub until_ms: u64,
+    /// Whether its handler is aborted if it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub abort: bool,
 }
 
 impl Cancellation {
@@ -104,6 +107,9 @@ pub enum Change {
         tasks: Vec<TaskId>,
         /// When that is forgotten, milliseconds since 1970.
         until_ms: u64,
+        /// Whether the handler of one that runs is aborted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        abort: bool,
     },
     /// They may start after all.
     Reinstate {
@@ -200,11 +206,13 @@ impl Steering {
                 Scope::Resource(resource) => drop(self.resources.remove(resource)),
             },
             Change::Cancel { until_ms, .. } if *until_ms <= ordered.at_ms => {}
-            Change::Cancel { tasks, until_ms } => {
+            Change::Cancel { tasks, until_ms, abort } => {
                 for task in tasks {
-                    let cancel = || Cancellation { ordered: signed(), until_ms: *until_ms };
+                    let (until_ms, abort) = (*until_ms, *abort);
+                    let cancel = || Cancellation { ordered: signed(), until_ms, abort };
                     let cancelled = self.cancelled.entry(task.clone()).or_insert_with(cancel);
-                    cancelled.until_ms = cancelled.until_ms.max(*until_ms);
+                    cancelled.until_ms = cancelled.until_ms.max(until_ms);
+                    cancelled.abort |= abort;
                 }
             }
             Change::Reinstate { tasks } => {

@@ -60,8 +60,8 @@ pub struct Waits {
     /// `net_ticktime`: a node that says nothing for about so long is taken for
     /// lost (0.75 to 1.25 times of it). In whole seconds.
     pub net_ticktime: Duration,
-    /// `consumer_disconnected_timeout`: how long a queue waits for a consumer whose
-    /// node is lost, before it hands on what that holds.
+    /// A policy `consumer-disconnected-timeout`: how long a queue waits for a consumer
+    /// whose node is lost, before it hands on what that holds. Partitions wait for 12 s at the most.
     pub consumer_disconnected: Duration,
 }
 
@@ -198,7 +198,21 @@ impl Cluster {
         }
         cluster.start_all().await?;
         cluster.whole().await?;
+        cluster.shorten_waits(setup).await?;
         Ok(cluster)
+    }
+
+    /// Over what a queue says itself, the shorter time of a policy wins.
+    async fn shorten_waits(
+        &self,
+        Setup { version, waits, .. }: Setup,
+    ) -> Result<(), ProvisionError> {
+        if version != Version::V4_3 || waits == Waits::default() {
+            return Ok(());
+        }
+        let wait = waits.consumer_disconnected.as_millis();
+        let wait = format!("{{\"consumer-disconnected-timeout\": {wait}}}");
+        self.ctl(Node::ALL[0], &["set_policy", "waits", ".*", &wait]).await.map(drop)
     }
 
     /// Its nodes.
@@ -400,7 +414,7 @@ impl Cluster {
         let environment = [
             format!("RABBITMQ_NODENAME=rabbit@{alias}"),
             format!("CLUSTER_COOKIE={}", self.name),
-            format!("CLUSTER_CONFIG={}", config(setup, self.nodes)),
+            format!("CLUSTER_CONFIG={}", config(self.nodes)),
             format!(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel net_ticktime {}",
                 setup.waits.net_ticktime.as_secs().max(1)
@@ -471,7 +485,7 @@ impl Listed {
     }
 }
 
-fn config(setup: Setup, nodes: &[Node]) -> String {
+fn config(nodes: &[Node]) -> String {
     let mut config = "cluster_formation.peer_discovery_backend = classic_config\n".to_owned();
     for node in nodes {
         let line = format!("cluster_formation.classic_config.nodes.{} = rabbit@{node}\n", node.0);
@@ -479,10 +493,6 @@ fn config(setup: Setup, nodes: &[Node]) -> String {
     }
     // Otherwise all would be led by the node that declared them.
     config.push_str("queue_leader_locator = balanced\n");
-    if setup.version == Version::V4_3 {
-        let wait = setup.waits.consumer_disconnected.as_millis();
-        config.push_str(&format!("consumer_disconnected_timeout = {wait}\n"));
-    }
     config
 }
 

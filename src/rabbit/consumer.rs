@@ -12,12 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_lite::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::connection::close;
+use super::connection::{arguments, close};
 use super::envelope;
 use super::epoch::{self, Minted};
 use super::error::{Doing, Error, reply};
@@ -115,11 +115,15 @@ impl QueueChannel {
     ///
     /// There is no priority. With one, RabbitMQ 4.3 replaces the active consumer, and never
     /// forgets one that is lost meanwhile (`tests/line.rs`).
+    ///
+    /// `timeout` is how long a delivery may be held. Since RabbitMQ 4.3 what the consumer says
+    /// wins over a policy, and over the queue's own; before, nobody is asked.
     pub(crate) async fn open(
         connection: &Connection,
         queue: &str,
         worker: &WorkerId,
         prefetch: NonZeroU16,
+        timeout: Duration,
         spill: &Arc<Spill>,
     ) -> Result<Option<Self>, Error> {
         let channel = connection.create_channel().await.doing("open a channel")?;
@@ -127,15 +131,10 @@ impl QueueChannel {
             .basic_qos(prefetch.get(), BasicQosOptions::default())
             .await
             .doing("set the prefetch")?;
-        let consumer = channel
-            .basic_consume(
-                queue.into(),
-                worker.as_str().into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await;
-        match consumer {
+        let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+        let timeout = arguments([("x-consumer-timeout", AMQPValue::LongLongInt(timeout_ms))]);
+        let (tag, options) = (worker.as_str().into(), BasicConsumeOptions::default());
+        match channel.basic_consume(queue.into(), tag, options, timeout).await {
             Ok(consumer) => {
                 let (taken, deliveries) = mpsc::unbounded_channel();
                 tokio::spawn(take_in(consumer, Arc::clone(spill), taken));

@@ -1,6 +1,7 @@
-//! The control exchange, on which the members of a fleet, its planner and its operators talk to
-//! all workers: a fanout, to which every worker has bound a queue of its own that ends with its
-//! connection.
+//! What workers are told: on the control exchange, a fanout, operators ask them; on the exchange of
+//! the fleet, the planner and the members talk to all. Every worker has bound a queue of its own to
+//! both, which ends with its connection. What only a member may say is heard on the latter only, so
+//! the broker's rights decide who is one.
 //!
 //! Nothing that is said here matters for safety. A lost plan or announcement leaves the fleet
 //! out of balance until the next one, a lost report makes a table shorter.
@@ -14,9 +15,7 @@ use std::time::Duration;
 use futures_lite::StreamExt;
 #[cfg(feature = "dashboard")]
 use lapin::options::BasicQosOptions;
-use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use serde::de::DeserializeOwned;
@@ -28,12 +27,18 @@ pub use self::outage::HandlerOutage;
 use super::connection::close;
 use super::error::{Doing, Error, reply};
 use super::planner::MemberMessage;
+use super::running::LongRunning;
+use super::topology::bind;
 use crate::protocol::lanes::Crowd;
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::PartitionId;
 use crate::protocol::plan::{Plan, Role};
-use crate::protocol::task::{Resource, TaskId};
+use crate::protocol::task::TaskId;
+
+/// Keys of the exchange of the fleet.
+pub(super) const TO_MEMBERS: &str = "members";
+pub(super) const TO_PLANNER: &str = "planner";
 
 /// What is said to all workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,12 +67,24 @@ pub(crate) enum Said {
         /// The task.
         task: TaskId,
     },
+    /// What runs, and since when? Answers go to the queue in `reply_to`.
+    Running,
     /// Who heeds the orders up to this position of their log? Whoever does answers
     /// to the queue in `reply_to`.
     Heed {
         /// Of the last order.
         position: u64,
     },
+}
+
+impl Said {
+    /// Whether only a member of the fleet may say it.
+    fn is_of_the_fleet(&self) -> bool {
+        match self {
+            Self::Call | Self::Plan(_) | Self::Attached { .. } | Self::Unattended { .. } => true,
+            Self::Report | Self::Find { .. } | Self::Running | Self::Heed { .. } => false,
+        }
+    }
 }
 
 /// A place in a line, as its holder announces it: `[partition, age, id]`.
@@ -122,65 +139,6 @@ pub(crate) enum Leaving {
         /// Tasks that it has aborted because they took too long.
         aborted: u64,
     },
-}
-
-/// Somebody executes a task now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Found {
-    /// Who.
-    pub worker: WorkerId,
-    /// What.
-    #[serde(flatten)]
-    pub running: RunningTask,
-}
-
-impl Found {
-    /// This worker executes it.
-    pub(crate) fn new(worker: WorkerId, running: RunningTask) -> Self {
-        Self { worker, running }
-    }
-}
-
-/// A task that is being executed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunningTask {
-    /// The task.
-    pub task: TaskId,
-    /// What it touches.
-    pub resource: Resource,
-    /// Where the resource belongs to.
-    pub partition: PartitionId,
-    /// Which try of this owner, from 1.
-    pub attempt: u32,
-    /// Since when, microseconds since 1970.
-    pub since_us: u64,
-}
-
-/// A task that has been running for longer than the others of its worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct LongRunning {
-    /// Which.
-    #[serde(flatten)]
-    pub running: RunningTask,
-    /// For how long, in milliseconds.
-    pub for_ms: u64,
-    /// When it is given up, in milliseconds from its start; `None` for never.
-    pub timeout_ms: Option<u64>,
-}
-
-impl LongRunning {
-    /// An attempt that goes on.
-    pub(crate) fn new(running: RunningTask, for_ms: u64, timeout_ms: Option<u64>) -> Self {
-        Self { running, for_ms, timeout_ms }
-    }
-
-    /// Whether more than half of its time is over.
-    #[must_use]
-    pub fn is_late(&self) -> bool {
-        self.timeout_ms.is_some_and(|timeout_ms| self.for_ms > timeout_ms / 2)
-    }
 }
 
 /// A partition whose window is full of one resource. If more of it waits on the broker, that
@@ -317,6 +275,7 @@ pub(crate) struct Control {
     consumer: Consumer,
     namespace: Namespace,
     exchange: String,
+    fleet: String,
     own_queue: String,
 }
 
@@ -329,19 +288,22 @@ impl Control {
     ) -> Result<Self, Error> {
         let channel = connection.create_channel().await.doing("open a channel")?;
         let exchange = namespace.control();
-        let queue = format!("{exchange}.{}", Uuid::now_v7().simple());
+        let queue = namespace.hearing(&Uuid::now_v7());
         let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
         let declared = channel.queue_declare(queue.as_str().into(), own, FieldTable::default());
         declared.await.doing(format!("declare {queue}"))?;
+        let fleet = namespace.fleet();
         if to_all {
-            bind(&channel, &queue, &exchange).await.doing(format!("listen to {exchange}"))?;
+            bind(&channel, &queue, &exchange, "").await?;
+            bind(&channel, &queue, &fleet, TO_MEMBERS).await?;
         }
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let consumer = channel
             .basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default())
             .await
             .doing(format!("listen to {exchange}"))?;
-        Ok(Self { channel, consumer, namespace: namespace.clone(), exchange, own_queue: queue })
+        let namespace = namespace.clone();
+        Ok(Self { channel, consumer, namespace, exchange, fleet, own_queue: queue })
     }
 
     /// What is said next, and where an answer goes. `None` when the channel is
@@ -361,7 +323,10 @@ impl Control {
                     return None;
                 }
             };
-            match serde_json::from_slice(&delivery.data) {
+            match serde_json::from_slice::<Said>(&delivery.data) {
+                Ok(said) if said.is_of_the_fleet() && delivery.exchange.as_str() != self.fleet => {
+                    tracing::debug!(?said, "said by nobody of the fleet");
+                }
                 Ok(said) => {
                     let reply_to = delivery.properties.reply_to().as_ref().map(ToString::to_string);
                     return Some((said, reply_to));
@@ -374,7 +339,10 @@ impl Control {
 
     /// Says something to all workers.
     pub(crate) async fn say(&self, said: &Said) -> Result<(), Error> {
-        self.publish(&self.exchange, "", said).await
+        match said.is_of_the_fleet() {
+            true => self.publish(&self.fleet, TO_MEMBERS, said).await,
+            false => self.publish(&self.exchange, "", said).await,
+        }
     }
 
     /// Waits until the broker has taken what was said.
@@ -391,18 +359,23 @@ impl Control {
     /// Binds its queue again, since the exchange may have been made anew. If there is none, the
     /// channel ends.
     pub(crate) async fn hear_all(&self) -> Result<(), Error> {
-        let Self { channel, own_queue, exchange, .. } = self;
-        bind(channel, own_queue, exchange).await.map_err(|error| self.refused(error))
+        bind(&self.channel, &self.own_queue, &self.exchange, "").await?;
+        bind(&self.channel, &self.own_queue, &self.namespace.fleet(), TO_MEMBERS).await
     }
 
     /// Answers one who asked.
     pub(crate) async fn answer(&self, to: &str, answer: &impl Serialize) -> Result<(), Error> {
+        if !self.namespace.is_hearing(to) {
+            let shown: String = to.chars().take(100).collect();
+            tracing::debug!(reply_to = ?shown, "asked to answer to a queue that is none for answers");
+            return Ok(());
+        }
         self.publish("", to, answer).await
     }
 
     /// Tells the planner, whoever that is.
     pub(crate) async fn tell_planner(&self, message: &MemberMessage) -> Result<(), Error> {
-        self.publish("", &self.namespace.planner(), message).await
+        self.publish(&self.fleet, TO_PLANNER, message).await
     }
 
     /// Where answers come to.
@@ -482,7 +455,7 @@ impl Control {
         match reply(&error) {
             // The exchange is as old as the namespace.
             Some((404, _)) => Error::TopologyMissing { namespace: self.namespace.to_string() },
-            _ => Error::from_lapin(format!("speak on {}", self.exchange), error),
+            _ => Error::from_lapin(format!("speak on {} or {}", self.exchange, self.fleet), error),
         }
     }
 
@@ -501,11 +474,6 @@ impl Control {
             .doing(doing())?;
         Ok(())
     }
-}
-
-async fn bind(channel: &Channel, queue: &str, exchange: &str) -> Result<(), lapin::Error> {
-    let (queue, exchange, options) = (queue.into(), exchange.into(), QueueBindOptions::default());
-    channel.queue_bind(queue, exchange, "".into(), options, FieldTable::default()).await
 }
 
 #[cfg(feature = "fuzzing")]

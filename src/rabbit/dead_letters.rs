@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
+use super::death::Death;
 use super::envelope::{self, BROKERS_OWN, envelope, number, text};
 use super::error::{Doing, Error};
 use super::publisher::{PublishError, Publisher, Route};
@@ -100,7 +101,7 @@ pub struct DeadLetter {
     pub reason: String,
     /// How often it was tried since its last hand-over.
     pub attempts: i64,
-    /// The worker or router that gave it up.
+    /// The worker or router that gave it up, or `the broker`, which a policy had drop it.
     pub by: Option<String>,
     /// The queue that it was in.
     pub from: Option<String>,
@@ -124,7 +125,7 @@ impl DeadLetter {
         let properties = &delivery.properties;
         let read = envelope(properties);
         let owned = |value: Option<&str>| value.map(str::to_owned);
-        Self {
+        let mut letter = Self {
             id: owned(read.message_id),
             resource: owned(text(properties, RESOURCE_HEADER)),
             kind: owned(read.kind),
@@ -139,7 +140,13 @@ impl DeadLetter {
             payload: Bytes::from(delivery.data),
             properties: delivery.properties,
             tag: delivery.delivery_tag,
+        };
+        // A publisher may have written headers like ours: those of the broker come first.
+        if let Some(Death { reason, queue, at_ms }) = Death::of(&letter.properties) {
+            (letter.reason, letter.attempts, letter.from) = (reason, 0, queue);
+            (letter.by, letter.dead_at_ms) = (Some("the broker".to_owned()), at_ms);
         }
+        letter
     }
 
     /// The task in it.

@@ -6,6 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
+use super::death::X_DEATH;
 use crate::protocol::envelope::{
     Envelope, Header, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER,
     TRACESTATE_HEADER,
@@ -105,7 +106,8 @@ pub(crate) fn forwarded(
 const TRACE_HEADERS: [&str; 2] = [TRACEPARENT_HEADER, TRACESTATE_HEADER];
 
 /// Headers that the broker adds to a delivery, or acts upon.
-pub(crate) const BROKERS_OWN: [&str; 4] = ["x-delivery-count", "x-acquired-count", "CC", "BCC"];
+pub(crate) const BROKERS_OWN: [&str; 5] =
+    ["x-delivery-count", "x-acquired-count", X_DEATH, "CC", "BCC"];
 
 /// The properties that mean nothing to the broker, without the headers.
 pub(crate) fn kept(properties: &BasicProperties) -> BasicProperties {

@@ -174,11 +174,19 @@ pub enum Error {
     },
     /// Something on the broker has keylane's name and other properties.
     #[error(
-        "{thing} exists on the broker with other properties: {reply}; delete it, or use another namespace"
+        "{thing} exists on the broker with other properties: {reply}; use another namespace, or, if an earlier keylane made it: let the workers finish what is there, stop them, delete it and run `keylane init` again"
     )]
     Conflict {
         /// What exists.
         thing: String,
+        /// What the broker said.
+        reply: String,
+    },
+    /// The broker or the virtual host has as many queues as it may have.
+    #[error("cannot {doing}: {reply}; raise the limit, or delete queues that nobody needs")]
+    LimitReached {
+        /// What was tried.
+        doing: String,
         /// What the broker said.
         reply: String,
     },
@@ -244,6 +252,7 @@ impl Error {
             | Self::Minority { .. }
             | Self::QueueSilent { .. }
             | Self::Blocked { .. }
+            | Self::LimitReached { .. }
             | Self::Broker { .. } => true,
             Self::BadUrl { .. }
             | Self::BadTlsFile { .. }
@@ -281,6 +290,7 @@ impl Error {
             | Self::Minority { .. }
             | Self::QueueSilent { .. }
             | Self::Blocked { .. }
+            | Self::LimitReached { .. }
             | Self::Broker { .. }
             | Self::Tls { .. }
             | Self::AccessRefused { .. }
@@ -311,9 +321,16 @@ impl Error {
         let doing = doing.into();
         match reply(&error) {
             Some((403, reply)) => Self::NotPermitted { doing, reply },
+            Some((406, reply)) if is_limit(&reply) => Self::LimitReached { doing, reply },
             _ => Self::Broker { doing, source: Box::new(error) },
         }
     }
+}
+
+/// Whether a declaration was refused because there are too many queues. Its code stands for many
+/// things, so the words decide.
+pub(crate) fn is_limit(reply: &str) -> bool {
+    reply.contains("queue limit in")
 }
 
 /// Reply code and text, if it was the broker that refused.

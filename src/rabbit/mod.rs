@@ -8,6 +8,7 @@ pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;
 pub(crate) mod dead_letters;
+mod death;
 pub(crate) mod envelope;
 pub(crate) mod epoch;
 pub(crate) mod error;
@@ -22,6 +23,7 @@ pub(crate) mod pulse;
 pub(crate) mod purge;
 #[cfg(feature = "cli")]
 pub(crate) mod raw;
+pub(crate) mod running;
 pub(crate) mod seat;
 pub(crate) mod status;
 pub(crate) mod steering;

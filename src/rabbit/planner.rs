@@ -1,6 +1,9 @@
 //! The queue `{ns}.planner`: members report to it, and its active consumer is the planner. So the
 //! broker elects the planner, and the next one when it is lost.
 //!
+//! Only what came over the exchange of the fleet is believed: whoever may publish to any queue, a
+//! router say, is no member.
+//!
 //! A report that nobody reads is worth nothing after some seconds, so reports expire, and the
 //! planner acks none.
 
@@ -12,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::arguments;
 use super::consumer::{Counted, counts};
-use super::control::Said;
+use super::control::{Said, TO_MEMBERS, TO_PLANNER};
 use super::error::{Doing, Error, reply};
-use super::topology::refused;
+use super::topology::{bind, refused};
 use crate::protocol::fleet::SILENT_MS;
 use crate::protocol::names::Namespace;
 use crate::protocol::ownership::{Weight, WorkerId};
@@ -49,7 +52,7 @@ pub(crate) struct PlannerQueue {
     /// Counts consumers; a queue that is missing closes it.
     counting: Option<Channel>,
     queue: String,
-    control: String,
+    fleet: String,
 }
 
 /// Reports of a fleet of a thousand for ten seconds, and more than any fleet has in the meantime.
@@ -68,7 +71,8 @@ pub(super) async fn declare(channel: &Channel, namespace: &Namespace) -> Result<
     let queue = namespace.planner();
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     let declared = channel.queue_declare(queue.as_str().into(), options, arguments).await;
-    declared.map(|_| ()).map_err(|error| refused(&queue, error))
+    declared.map_err(|error| refused(&queue, error))?;
+    bind(channel, &queue, &namespace.fleet(), TO_PLANNER).await
 }
 
 impl PlannerQueue {
@@ -88,7 +92,7 @@ impl PlannerQueue {
             .await;
         match consumer {
             Ok(consumer) => {
-                Ok(Self { channel, consumer, counting: None, queue, control: namespace.control() })
+                Ok(Self { channel, consumer, counting: None, queue, fleet: namespace.fleet() })
             }
             Err(error) if reply(&error).is_some_and(|(code, _)| code == 404) => {
                 Err(Error::PlannerMissing { namespace: namespace.to_string() })
@@ -111,6 +115,10 @@ impl PlannerQueue {
                 return Err(Error::Broker { doing: format!("consume {}", self.queue), source });
             };
             let delivery = delivery.doing(format!("consume {}", self.queue))?;
+            if delivery.exchange.as_str() != self.fleet {
+                tracing::debug!("the planner was told something by nobody of the fleet");
+                continue;
+            }
             match serde_json::from_slice(&delivery.data) {
                 Ok(message) => return Ok(message),
                 Err(error) => tracing::debug!(%error, "not understood by the planner"),
@@ -120,15 +128,13 @@ impl PlannerQueue {
 
     /// Talks to all members.
     pub(crate) async fn say(&self, said: &Said) -> Result<(), Error> {
-        let doing = || format!("speak on {}", self.control);
+        let doing = || format!("speak on {}", self.fleet);
         let body = serde_json::to_vec(said)
             .map_err(|error| Error::Broker { doing: doing(), source: Box::new(error) })?;
         let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        self.channel
-            .basic_publish(self.control.as_str().into(), "".into(), options, &body, properties)
-            .await
-            .doing(doing())?;
-        Ok(())
+        let (exchange, key) = (self.fleet.as_str().into(), TO_MEMBERS.into());
+        let sent = self.channel.basic_publish(exchange, key, options, &body, properties);
+        sent.await.doing(doing()).map(drop)
     }
 
     /// Whether nobody stands in the line of a queue that exists.

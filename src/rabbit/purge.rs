@@ -33,7 +33,8 @@ pub(crate) async fn purge(connect: &Connect, topology: &Topology) -> Result<(), 
         let deleted = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
         deleted.await.doing(format!("delete {queue}"))?;
     }
-    for exchange in [namespace.exchange(topology), namespace.control()] {
+    let exchanges = [namespace.control(), namespace.fleet(), namespace.submit()];
+    for exchange in exchanges.into_iter().chain([namespace.exchange(topology)]) {
         let deleted =
             channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default());
         deleted.await.doing(format!("delete {exchange}"))?;

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::connection::{Connect, arguments, close, close_connection, confirm_channel};
 use super::consumer::counts;
 use super::epoch::{self, Others};
-use super::error::{Doing, Error, reply};
+use super::error::{Doing, Error, is_limit, reply};
 use super::planner;
 use super::steering;
 use crate::protocol::names::Namespace;
@@ -30,7 +30,12 @@ use crate::protocol::partition::{PartitionId, Topology};
 /// A delivery may stay unsettled for as long as its lane is retried, and the
 /// worker's own task timeout is what aborts a handler. The broker's (30
 /// minutes by default) only guards against a consumer that is stuck for good.
-const CONSUMER_TIMEOUT_MS: i64 = 7 * 24 * 3600 * 1000;
+pub(crate) const CONSUMER_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a queue keeps what a consumer held whose node is lost. The worker stops what it runs
+/// after one heartbeat, 10 s; with less than that, two might run a task at once. RabbitMQ before
+/// 4.3 has no such time, and passes over the argument.
+const CONSUMER_DISCONNECTED_MS: i64 = 12_000;
 
 /// Declares the layout of the namespace, or finds that it is declared so. A
 /// [`PartitionCount`](crate::PartitionCount) alone leaves the rest at its
@@ -133,28 +138,18 @@ async fn declare_queues(
 ) -> Result<(), Error> {
     let channel = connection.create_channel().await.doing("open a channel")?;
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
-    let exchange = namespace.exchange(topology);
-    let declared = channel
-        .exchange_declare(
-            exchange.as_str().into(),
-            ExchangeKind::Direct,
-            durable,
-            FieldTable::default(),
-        )
-        .await;
-    declared.map_err(|error| refused(&exchange, error))?;
-    let control = namespace.control();
-    let declared = channel
-        .exchange_declare(
-            control.as_str().into(),
-            ExchangeKind::Fanout,
-            durable,
-            FieldTable::default(),
-        )
-        .await;
-    declared.map_err(|error| refused(&control, error))?;
-    queue(&channel, &namespace.dead(), quorum(false)).await?;
-    queue(&channel, &namespace.inbox(), quorum(true)).await?;
+    for (exchange, kind) in [
+        (namespace.exchange(topology), ExchangeKind::Direct),
+        (namespace.control(), ExchangeKind::Fanout),
+        (namespace.fleet(), ExchangeKind::Direct),
+        (namespace.submit(), ExchangeKind::Fanout),
+    ] {
+        let none = FieldTable::default();
+        let declared = channel.exchange_declare(exchange.as_str().into(), kind, durable, none);
+        declared.await.map_err(|error| refused(&exchange, error))?;
+    }
+    queue(&channel, &namespace.dead(), dead_letters()).await?;
+    declare_inbox(&channel, namespace).await?;
     planner::declare(&channel, namespace).await?;
     close(&channel).await;
     declare_journal(connection, namespace, retention).await?;
@@ -199,29 +194,67 @@ async fn declare_partition(
     partition: PartitionId,
 ) -> Result<(), Error> {
     let name = namespace.partition(topology, partition);
-    queue(channel, &name, quorum(true)).await?;
-    channel
-        .queue_bind(
-            name.as_str().into(),
-            namespace.exchange(topology).as_str().into(),
-            namespace.routing_key(partition).as_str().into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .doing(format!("bind queue {name}"))
+    queue(channel, &name, tasks(namespace)).await?;
+    let key = namespace.routing_key(partition);
+    bind(channel, &name, &namespace.exchange(topology), &key).await
 }
 
-/// A replicated queue without a delivery limit: the worker decides what is
-/// poison, since the broker cannot tell a killer from its neighbours.
-fn quorum(single_active_consumer: bool) -> FieldTable {
-    let text = |value: &str| AMQPValue::LongString(LongString::from(value));
+async fn declare_inbox(channel: &Channel, namespace: &Namespace) -> Result<(), Error> {
+    let inbox = namespace.inbox();
+    queue(channel, &inbox, tasks(namespace)).await?;
+    bind(channel, &inbox, &namespace.submit(), "").await
+}
+
+pub(super) async fn bind(
+    channel: &Channel,
+    queue: &str,
+    exchange: &str,
+    key: &str,
+) -> Result<(), Error> {
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, none);
+    bound.await.doing(format!("bind queue {queue}"))
+}
+
+/// A replicated queue without a delivery limit: the worker decides what is poison, since the
+/// broker cannot tell a killer from its neighbours.
+///
+/// A policy of the broker wins over some of that: the shorter time, the lower limit. So what it
+/// has the broker drop goes to the dead letters, each confirmed before it leaves, and a publish
+/// that finds the queue full is refused.
+fn tasks(namespace: &Namespace) -> FieldTable {
+    let mut queue = quorum();
+    for (name, value) in [
+        ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(&namespace.dead())),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-consumer-disconnected-timeout", AMQPValue::LongLongInt(CONSUMER_DISCONNECTED_MS)),
+    ] {
+        queue.insert(name.into(), value);
+    }
+    queue
+}
+
+/// The same for letters; there is no further queue for those that a policy drops.
+fn dead_letters() -> FieldTable {
+    let mut queue = quorum();
+    queue.insert("x-single-active-consumer".into(), AMQPValue::Boolean(false));
+    queue
+}
+
+fn quorum() -> FieldTable {
     arguments([
         ("x-queue-type", text("quorum")),
-        ("x-single-active-consumer", AMQPValue::Boolean(single_active_consumer)),
+        ("x-queue-leader-locator", text("balanced")),
+        ("x-overflow", text("reject-publish")),
         ("x-delivery-limit", AMQPValue::LongInt(-1)),
-        ("x-consumer-timeout", AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS)),
+        ("x-consumer-timeout", AMQPValue::LongLongInt(CONSUMER_TIMEOUT.as_millis() as i64)),
     ])
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
 }
 
 /// How much of the journal is kept: what is over either limit is removed, from
@@ -260,7 +293,6 @@ async fn declare_journal(
     let Retention { bytes, age } = retention.unwrap_or_default();
     let segment = (bytes / SEGMENTS).clamp(1_000_000, MAX_SEGMENT_BYTES);
     let number = |n: u64| AMQPValue::LongLongInt(i64::try_from(n).unwrap_or(i64::MAX));
-    let text = |value: &str| AMQPValue::LongString(LongString::from(value));
     let arguments = arguments([
         ("x-queue-type", text("stream")),
         ("x-max-length-bytes", number(bytes)),
@@ -275,7 +307,7 @@ async fn declare_journal(
 }
 
 fn stream() -> FieldTable {
-    arguments([("x-queue-type", AMQPValue::LongString(LongString::from("stream")))])
+    arguments([("x-queue-type", text("stream"))])
 }
 
 async fn queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), Error> {
@@ -287,7 +319,9 @@ async fn queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(
 /// The broker refused a declaration.
 pub(super) fn refused(name: &str, error: lapin::Error) -> Error {
     match reply(&error) {
-        Some((406, reply)) => Error::Conflict { thing: name.to_owned(), reply },
+        Some((406, reply)) if !is_limit(&reply) => {
+            Error::Conflict { thing: name.to_owned(), reply }
+        }
         _ => Error::from_lapin(format!("declare {name}"), error),
     }
 }
@@ -370,8 +404,7 @@ async fn try_read(
     // A stream is read with credit. Its message count lags by seconds, so the
     // first record is waited for instead.
     channel.basic_qos(1, BasicQosOptions::default()).await.doing("set the prefetch")?;
-    let from_start =
-        arguments([("x-stream-offset", AMQPValue::LongString(LongString::from("first")))]);
+    let from_start = arguments([("x-stream-offset", text("first"))]);
     let consumed = channel
         .basic_consume(name.as_str().into(), "".into(), BasicConsumeOptions::default(), from_start)
         .await;

@@ -25,12 +25,19 @@ pub(super) async fn run<E: Execute>(
     let limit = attempt.timeout;
     let said = Arc::clone(&attempt.result);
     let last_words = Arc::clone(&attempt.last_words);
-    let _running = stints.begin(&attempt, stint);
+    let _running = stints.begin(&attempt, Arc::clone(&stint));
     let ended = {
         let running = pin!(executor.execute(attempt, delivery));
-        match limit {
-            None => Some(running.await),
-            Some(limit) => timeout(limit, running).await.ok(),
+        let limited = async {
+            match limit {
+                None => Some(running.await),
+                Some(limit) => timeout(limit, running).await.ok(),
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stint.aborted() => Some(Err(Failure::failed("aborted by an operator"))),
+            ended = limited => ended,
         }
     };
     // What is dropped unfinished may have left a word.

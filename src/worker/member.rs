@@ -13,9 +13,10 @@ use super::session::Session;
 use super::{Execute, Shared};
 use crate::backoff::Backoff;
 use crate::protocol::fleet::REPORT_EVERY_MS;
-use crate::rabbit::control::{Control, Found, Heeded, Said};
+use crate::rabbit::control::{Control, Heeded, Said};
 use crate::rabbit::error::Error;
 use crate::rabbit::planner::MemberMessage;
+use crate::rabbit::running::Found;
 
 /// Places in a line that change at about the same time are announced together: within this time,
 /// and a longer one in a large fleet, where each is heard by many.
@@ -31,6 +32,8 @@ const REPEAT_PER_MEMBER: Duration = Duration::from_millis(200);
 
 /// How often it makes sure that it hears what is said to all.
 const HEAR_EVERY: Duration = Duration::from_secs(5);
+/// Each waits for a second at the most; more than people give orders in that time.
+const MOST_HEEDERS: usize = 1_000;
 
 /// Listens and reports until it is aborted, or the connection beside the consuming one is lost.
 pub(super) async fn take_part<E: Execute>(session: Arc<Session<E>>, mut control: Control) -> Error {
@@ -88,6 +91,11 @@ pub(super) async fn take_part<E: Execute>(session: Arc<Session<E>>, mut control:
                     let found = Found::new(session.shared.options.id.clone(), running);
                     control.answer(&to, &found).await
                 }
+                Some((Said::Running, Some(to))) => {
+                    let worker = session.shared.options.id.clone();
+                    control.answer(&to, &session.shared.stints.running(worker)).await
+                }
+                Some((Said::Heed { .. }, Some(_))) if heeders.len() >= MOST_HEEDERS => Ok(()),
                 Some((Said::Heed { position }, Some(to))) => {
                     let (session, heeding) = (Arc::clone(&session), heeding.clone());
                     heeders.spawn(async move {
@@ -98,7 +106,10 @@ pub(super) async fn take_part<E: Execute>(session: Arc<Session<E>>, mut control:
                     });
                     Ok(())
                 }
-                Some((Said::Report | Said::Find { .. } | Said::Heed { .. }, None)) => Ok(()),
+                Some((
+                    Said::Report | Said::Find { .. } | Said::Running | Said::Heed { .. },
+                    None,
+                )) => Ok(()),
                 None => {
                     tracing::warn!("cannot hear the fleet: it is out of balance until it can");
                     control.close().await;

@@ -46,6 +46,7 @@ use crate::rabbit::consumer::Delivery;
 use crate::rabbit::control::{Crowded, HandlerOutage, HotResource, RecentLoad, WorkerReport};
 use crate::rabbit::error::Error;
 use crate::rabbit::journal::Journal;
+use crate::rabbit::topology::CONSUMER_TIMEOUT;
 use crate::spans::Tracer;
 use crate::spill::Spill;
 
@@ -95,6 +96,10 @@ pub struct WorkerOptions {
     /// broker is asked for the partitions' backlogs: those that are owned every 5 s, the
     /// others every minute.
     pub metrics: Option<Metrics>,
+    /// How long RabbitMQ, since 4.3, lets this worker hold a delivery. Default a week, as
+    /// `init` sets it: only tests have less.
+    #[doc(hidden)]
+    pub consumer_timeout: Duration,
 }
 
 impl WorkerId {
@@ -124,6 +129,7 @@ impl Default for WorkerOptions {
             journal: true,
             fencing: true,
             metrics: None,
+            consumer_timeout: CONSUMER_TIMEOUT,
         }
     }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::Execute;
 use super::session::Session;
 use super::tenure::Tenure;
+use super::{Execute, WorkerOptions};
 use crate::backoff::Backoff;
 use crate::rabbit::connection::{Connection, close_connection};
 use crate::rabbit::consumer::QueueChannel;
@@ -136,8 +136,10 @@ impl<E: Execute> PartitionConsumer<E> {
 
     async fn open(&self, connection: &Connection) -> Result<QueueChannel, Error> {
         let Session { shared, topology, opening, .. } = self.session.as_ref();
-        let (worker, prefetch) = (&shared.options.id, topology.prefetch);
-        let opened = QueueChannel::open(connection, &self.queue, worker, prefetch, &shared.spill);
+        let WorkerOptions { id, consumer_timeout, .. } = &shared.options;
+        let (prefetch, longest) = (topology.prefetch, *consumer_timeout);
+        let opened =
+            QueueChannel::open(connection, &self.queue, id, prefetch, longest, &shared.spill);
         let mut opened = pin!(opened);
         // It is closed with the session, which ends us.
         let turn = opening.acquire().await.ok();

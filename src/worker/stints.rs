@@ -4,10 +4,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::handler::Attempt;
 use crate::metrics::Figures;
+use crate::protocol::ownership::WorkerId;
 use crate::protocol::task::TaskId;
-use crate::rabbit::control::{LongRunning, RunningTask};
+use crate::rabbit::running::{LongRunning, RunningTask, RunningTasks};
 
 /// All slots of a worker.
 pub(super) struct Stints {
@@ -45,6 +48,7 @@ pub(super) struct Stint {
     /// Microseconds since 1970; 0 before it has.
     started_us: AtomicU64,
     ended_us: AtomicU64,
+    aborted: CancellationToken,
 }
 
 /// A stint that goes on; it ends when this is dropped.
@@ -85,22 +89,37 @@ impl Stints {
             partition: attempt.partition,
             attempt: attempt.number,
             since_us,
+            age_us: 0,
+            // Fewer than there are permits, which has 32 bits.
+            slot: free as u32,
         };
         slots[free] = Some(Slot { running, timeout_ms: attempt.timeout.map(millis) });
         if slots.iter().flatten().nth(1).is_none() {
             self.note_oldest(&slots);
         }
-        // Fewer than there are permits, which has 32 bits.
         stint.slot.store(free as u32, Ordering::Relaxed);
         stint.started_us.store(since_us, Ordering::Relaxed);
         Running { stints: self, stint }
     }
 
-    /// The attempts at a task that run now.
+    /// The attempt at a task that runs now.
     pub(super) fn find(&self, task: &TaskId) -> Option<RunningTask> {
+        let now_us = self.now_us();
         let slots = self.slots();
         let found = slots.iter().flatten().find(|slot| slot.running.task == *task);
-        found.map(|slot| slot.running.clone())
+        found.map(|slot| aged(slot.running.clone(), now_us))
+    }
+
+    /// All attempts that run now, the oldest first.
+    pub(super) fn running(&self, worker: WorkerId) -> RunningTasks {
+        let now_us = self.now_us();
+        let slots: Vec<_> =
+            self.slots().iter().flatten().map(|slot| slot.running.clone()).collect();
+        let mut running: Vec<_> = slots.into_iter().map(|slot| aged(slot, now_us)).collect();
+        running.sort_by_key(|running| running.since_us);
+        let more = running.len().saturating_sub(RunningTasks::MOST) as u32;
+        running.truncate(RunningTasks::MOST);
+        RunningTasks { worker, running, more }
     }
 
     /// The attempts that have been running for longest, the longest first.
@@ -130,6 +149,10 @@ impl Stints {
     }
 }
 
+fn aged(running: RunningTask, now_us: u64) -> RunningTask {
+    RunningTask { age_us: now_us.saturating_sub(running.since_us), ..running }
+}
+
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut slots = self.stints.slots();
@@ -144,6 +167,16 @@ impl Drop for Running<'_> {
 }
 
 impl Stint {
+    /// Ends it, if it goes on.
+    pub(super) fn abort(&self) {
+        self.aborted.cancel();
+    }
+
+    /// Comes back when somebody wants it to end.
+    pub(super) async fn aborted(&self) {
+        self.aborted.cancelled().await;
+    }
+
     /// Slot, start and duration in microseconds; `None` if the handler never
     /// began. Of one that has ended.
     pub(super) fn times(&self) -> Option<(u32, u64, u64)> {

@@ -387,7 +387,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let now_ms = stints::wall_ms();
         let cancelled = self.deliveries.iter().filter_map(|(tag, held)| {
             let (id, _) = held.task.as_ref()?;
-            Some((*tag, steering.cancellation(id, now_ms)?.reason()))
+            let cancellation = steering.cancellation(id, now_ms)?;
+            if cancellation.abort {
+                held.stint.abort();
+            }
+            Some((*tag, cancellation.reason()))
         });
         for (tag, reason) in cancelled.collect::<Vec<_>>() {
             self.apply(Input::Cancel { tag, reason })?;
@@ -419,6 +423,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         };
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
         let outcome = self.pass_judged(tag, outcome, lacking);
+        let outcome = self.unless_cancelled(tag, outcome);
         if let Some(held) = self.deliveries.get(&tag) {
             match outcome {
                 Outcome::Refused { .. } => self.counting.refused(),

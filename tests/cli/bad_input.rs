@@ -103,6 +103,87 @@ async fn a_line_that_is_no_task_stops_publishing_with_its_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lines_that_are_passed_over_are_named_and_kept() {
+    let user = User::with_partitions(1).await;
+    let long = "k".repeat(256);
+    let deep = "[".repeat(200);
+    let lines = [
+        "\u{feff}{\"r\":\"a\"}",
+        "",
+        "nope",
+        &format!("{{\"r\":\"a\",\"k\":\"{long}\"}}"),
+        &deep,
+        "{\"r\":\"b\",\"k\":\"k\"}",
+    ];
+    user.file("mixed.ndjson", lines.join("\n"));
+    let mixed = ["publish", "mixed.ndjson", "--resource", "/r", "--json"];
+    let dry = user.run(&[&mixed[..], &["--dry-run", "--amqp-url", "amqp://127.0.0.1:1"]].concat());
+    assert_eq!(dry.code, Some(3), "{dry:?}");
+    assert!(dry.out.starts_with(r#"{"published":3,"skipped":2,"#), "{dry:?}");
+    let args = [&mixed[..], &["--kind", "/k", "--skip-invalid", "--rejects", "rejects"]].concat();
+    let ran = user.run(&args);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    // A task without a kind where one is wanted is none.
+    assert!(ran.out.starts_with(r#"{"published":1,"skipped":4,"#), "{ran:?}");
+    assert!(ran.out.contains(r#""blank":1"#) && !ran.out.contains("next_line"), "{ran:?}");
+    for words in ["line 1: has nothing at /k", "line 3: no JSON", "line 4: has a kind of 256 bytes"]
+    {
+        assert!(ran.err.contains(words), "{ran:?}");
+    }
+    assert!(ran.err.contains("line 5: is nested more than 127 levels deep"), "{ran:?}");
+    let kept = user.lines_of("rejects");
+    let kept: Vec<serde_json::Value> =
+        kept.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let numbers: Vec<_> = kept.iter().map(|kept| kept["line"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 3, 4, 5]);
+    assert_eq!((&kept[1]["text"], &kept[3]["text"]), (&"nope".into(), &deep.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_goes_on_at_the_line_that_it_was_stopped_at() {
+    let user = User::with_partitions(1).await;
+    user.file("tasks.ndjson", "{\"r\":1}\n\n{\"r\":2}\nnope\n{\"r\":3}\n");
+    let args = ["publish", "tasks.ndjson", "--resource", "/r"];
+    let ran = user.fails(1, &args, &["line 4: no JSON"]);
+    assert!(ran.out.contains("published 2 tasks") && ran.out.contains("; 1 blank line"), "{ran:?}");
+    assert!(ran.out.contains("go on with --from-line 4"), "{ran:?}");
+    let ran = user.succeeds(&[&args[..], &["--from-line", "5", "--json"]].concat());
+    assert!(ran.out.starts_with(r#"{"published":1,"skipped":0,"#), "{ran:?}");
+    user.fails(2, &[&args[..], &["--from-line", "0"]].concat(), &["--from-line"]);
+
+    // One that is interrupted has published all that it has read.
+    let mut command = user.command(&["publish", "--resource", "/r", "--json"]);
+    command.stdin(std::process::Stdio::piped());
+    let mut publish = super::user::Running(command.spawn().unwrap());
+    publish.types("{\"r\":1}\n{\"r\":2}\n\n");
+    let ready = |user: &User| user.status()["partitions"][0]["ready"].as_u64();
+    user.waits_for("two more tasks", || ready(&user) == Some(5));
+    publish.signal("INT");
+    let ran = publish.ends();
+    assert!(ran.out.contains(r#""published":2"#), "{ran:?}");
+    assert!(
+        ran.out.contains(r#""next_line":4"#) || ran.out.contains(r#""next_line":3"#),
+        "{ran:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_queues_is_named_as_one() {
+    let broker = Broker::shared().await.unwrap();
+    let user = User::on(broker);
+    let vhost = user.namespace.clone();
+    let limits = ["set_vhost_limits", "-p", &vhost, r#"{"max-queues": 3}"#];
+    let rights = ["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"];
+    for words in [&["add_vhost", &vhost][..], &rights, &limits] {
+        let done = broker.exec([&["rabbitmqctl"], words].concat()).await.unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+    let url = format!("{}/{vhost}", user.url.rsplit_once('/').unwrap().0);
+    let ran = user.fails(1, &["init", "--amqp-url", &url], &["queue limit in vhost", "raise"]);
+    assert!(!ran.err.contains("other properties"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_payload_over_the_limit_is_named_and_nothing_else_is_lost() {
     let user = User::with_partitions(4).await;
     let long = "x".repeat(3000);

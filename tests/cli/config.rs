@@ -145,6 +145,22 @@ fn no_password_is_shown() {
 }
 
 #[test]
+fn a_value_that_a_command_would_refuse_is_not_shown_as_in_force() {
+    let place = Place::with("[work]\nslots = \"many\"");
+    let output = place.run(&["config", "work"], &[("KEYLANE_WORK_ATTEMPTS", "-1")]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output);
+    let file = place.file().display().to_string();
+    assert!(said.contains(&format!("work.slots, set in {file}: invalid value 'many'")), "{said}");
+    assert!(said.contains("work.attempts, set in KEYLANE_WORK_ATTEMPTS: "), "{said}");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    let line = shown.lines().find(|line| line.contains("work.slots")).unwrap();
+    assert!(line.contains("many") && line.trim_end().ends_with("and is refused"), "{line}");
+    let output = place.run(&["config", "work"], &[("KEYLANE_WORK_SLOTS", "4")]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     let cases: [(&str, &[&str]); 8] = [
         ("[work]\nslot = 3", &["no setting \"slot\" in [work]", "slots"]),

@@ -131,6 +131,8 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
         "init",
         "topology",
         "control",
+        "fleet",
+        "submit",
         "planner",
         "dead",
         "inbox",
@@ -142,7 +144,16 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
     ]
     .map(|name| (CONFIGURE, name));
     house.needs("init", &init, &declared).await;
-    let stored = [(WRITE, "amq\\.default"), (WRITE, "g1\\.p0"), (READ, "topology"), (READ, "g1")];
+    let stored = [
+        (WRITE, "amq\\.default"),
+        (WRITE, "g1\\.p0"),
+        (WRITE, "inbox"),
+        (WRITE, "planner"),
+        (READ, "topology"),
+        (READ, "g1"),
+        (READ, "submit"),
+        (READ, "fleet"),
+    ];
     house.needs("init", &init, &stored).await;
 
     user.file("one.ndjson", "{\"r\":\"a\"}\n");
@@ -161,6 +172,7 @@ async fn the_documented_rights_are_enough_and_not_too_many() {
         (READ, "steering"),
         (READ, "planner"),
         (READ, "control"),
+        (READ, "fleet"),
         (READ, "control\\..+"),
         (READ, "g1\\.p0"),
     ];
@@ -273,9 +285,172 @@ async fn a_worker_that_dies_needs_no_more_rights_than_documented() {
 async fn a_worker_that_may_not_greet_says_so() {
     let house = House::new().await;
     house.user.succeeds(&["init", "--partitions", "1"]);
-    let shy = house.limited("worker", &[(WRITE, "control")]).await;
+    let shy = house.limited("worker", &[(WRITE, "fleet")]).await;
     let mut shy = house.starts(&shy[0], &["work", "--exec", "true"]);
-    says(&mut shy, &["control", "not permitted"]);
+    says(&mut shy, &["fleet", "not permitted"]);
+}
+
+/// A channel of a user who speaks AMQP by himself.
+async fn speaks(url: &str) -> lapin::Channel {
+    let properties = lapin::ConnectionProperties::default();
+    let connection = lapin::Connection::connect(url, properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(Default::default()).await.unwrap();
+    channel
+}
+
+/// Whoever may ask says where the answer goes to, and a worker may write to every queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_only_to_who_asked() {
+    let house = House::new().await;
+    let (user, ns) = (&house.user, &house.user.namespace);
+    user.succeeds(&["init", "--partitions", "1"]);
+    let worker = user.starts(&["work", "--exec", "true"]);
+    user.waits_for("a worker", || user.status()["workers"].as_array().unwrap().len() == 1);
+    let channel = speaks(&house.role("status").await).await;
+    let to = ["g1.p0.epoch", "g1.p0", "inbox", "dead", "control.g1.p0.epoch"];
+    let long = "x".repeat(250);
+    for to in to.into_iter().chain([long.as_str()]) {
+        for said in [r#""report""#, r#"{"heed":{"position":0}}"#] {
+            let to = format!("{ns}.{to}").chars().take(255).collect::<String>();
+            let asks = lapin::BasicProperties::default().with_reply_to(to.as_str().into());
+            let (exchange, options) = (format!("{ns}.control"), Default::default());
+            let exchange = exchange.as_str().into();
+            let sent = channel.basic_publish(exchange, "".into(), options, said.as_bytes(), asks);
+            sent.await.unwrap().await.unwrap();
+        }
+    }
+    // The worker hears this one last, and answers to it.
+    let asked = user.succeeds(&["pause", "--resource", "r", "--json"]);
+    assert!(!asked.out.contains(r#""workers":[]"#), "{asked:?}");
+    let status = user.status();
+    assert_eq!((&status["dead"], &status["inbox"]), (&0.into(), &0.into()), "{status}");
+    let admin = speaks(&user.url).await;
+    let look = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+    let counter = format!("{ns}.g1.p0.epoch");
+    let counted = admin.queue_declare(counter.as_str().into(), look, Default::default()).await;
+    assert_eq!(counted.unwrap().message_count(), 1, "the counter is alone");
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+}
+
+/// Publishes, and insists on the broker's answer to it.
+async fn tells(channel: &lapin::Channel, exchange: &str, key: &str, said: &str) -> bool {
+    let (options, properties) = (Default::default(), lapin::BasicProperties::default());
+    let (exchange, key) = (exchange.into(), key.into());
+    let sent = channel.basic_publish(exchange, key, options, said.as_bytes(), properties);
+    sent.await.unwrap().await.is_ok()
+}
+
+/// A plan that takes everything away from everybody, and greetings of a giant.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_members_of_the_fleet_say_who_stands_where() {
+    use keylane::protocol::ownership::{Weight, WorkerId};
+    use keylane::protocol::plan::{Member, Plan};
+    let house = House::new().await;
+    let (user, ns) = (&house.user, &house.user.namespace);
+    user.succeeds(&["init", "--partitions", "4"]);
+    let work = |name| user.starts(&["work", "--exec", "true", "--id", name, "--log", "off"]);
+    let workers = [work("w1"), work("w2")];
+    let plans = || {
+        let status = user.status();
+        let of = |worker: &serde_json::Value| worker["plan"].as_u64();
+        let plans: Vec<_> = status["workers"].as_array().unwrap().iter().map(of).collect();
+        let planned = |partition: &serde_json::Value| partition["planned"].to_string();
+        let planned: Vec<_> =
+            status["partitions"].as_array().unwrap().iter().map(planned).collect();
+        (plans, planned)
+    };
+    user.waits_for("both in one plan", || {
+        let (plans, planned) = plans();
+        plans.len() == 2
+            && plans[0].is_some()
+            && plans[0] == plans[1]
+            && ["w1", "w2"].iter().all(|w| planned.iter().any(|owner| owner.contains(w)))
+    });
+    let before = plans();
+
+    let ghost = WorkerId::new("ghost").unwrap();
+    let giant = Member { worker: ghost.clone(), weight: Weight::new(1000.0).unwrap() };
+    let mut forged = Plan::next(None, &[giant], 4, &[]);
+    forged.number = 1 << 40;
+    let plan = serde_json::json!({ "plan": forged }).to_string();
+    let attached = r#"{"attached":{"worker":"ghost","places":[[0,3600000,7],[1,3600000,7]]}}"#;
+    let unattended = r#"{"unattended":{"partitions":[0,1,2,3]}}"#;
+    let greeting = r#"{"report":{"worker":"ghost","weight":1000.0,"plan":null,"loads":[[0,1e6]]}}"#;
+    let goodbye = r#"{"goodbye":{"worker":"w1"}}"#;
+    let (control, fleet, planner) =
+        (format!("{ns}.control"), format!("{ns}.fleet"), format!("{ns}.planner"));
+    let steer = house.role("steer").await;
+    let mut asking = vec![("steer", steer.clone())];
+    for role in ["status", "top", "dashboard", "journal"] {
+        asking.push((role, house.role(role).await));
+    }
+    for (role, url) in asking {
+        let channel = speaks(&url).await;
+        for said in ["\"call\"", &plan, attached, unattended] {
+            assert!(tells(&channel, &control, "", said).await, "{role} asks workers");
+        }
+        for key in ["members", "planner"] {
+            assert!(!tells(&speaks(&url).await, &fleet, key, &plan).await, "{role}");
+        }
+    }
+    // These may publish to every queue.
+    for url in [house.role("router").await, house.role("replay").await, steer] {
+        let channel = speaks(&url).await;
+        for said in [greeting, goodbye] {
+            assert!(tells(&channel, "", &planner, said).await, "{url}");
+        }
+    }
+    // A true one is planned for; by then the planner has heard the others.
+    let third = work("w3");
+    user.waits_for("a third one", || {
+        let (plans, _) = plans();
+        plans.len() == 3 && plans.iter().all(|plan| plan.is_some() && *plan == plans[0])
+    });
+    let (plans, planned) = plans();
+    assert!(plans[0] < before.0[0].map(|number| number + 10), "{plans:?} after {before:?}");
+    assert!(!planned.iter().any(|owner| owner.contains("ghost")), "{planned:?}");
+    for worker in workers.into_iter().chain([third]) {
+        worker.signal("TERM");
+        assert_eq!(worker.ends().code, Some(0));
+    }
+}
+
+/// One that cannot hash may publish tasks, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_to_the_inbox_reaches_no_other_queue() {
+    let house = House::new().await;
+    let (user, ns) = (&house.user, &house.user.namespace);
+    user.succeeds(&["init", "--partitions", "1"]);
+    let inbox = house.role("inbox").await;
+    // The broker copies what has a header CC, if the exchange asks for keys.
+    let channel = speaks(&inbox).await;
+    let copies = ["dead", "g1.p0.epoch", "g1.p0"].map(|queue| format!("{ns}.{queue}"));
+    let mut headers = lapin::types::FieldTable::default();
+    let to = copies.iter().map(|to| lapin::types::AMQPValue::LongString(to.as_str().into()));
+    let to = lapin::types::FieldArray::from(to.collect::<Vec<_>>());
+    headers.insert("CC".into(), lapin::types::AMQPValue::FieldArray(to));
+    let copied = lapin::BasicProperties::default().with_headers(headers);
+    let (exchange, options) = (format!("{ns}.submit"), Default::default());
+    let sent = channel.basic_publish(exchange.as_str().into(), "".into(), options, b"", copied);
+    assert!(matches!(sent.await.unwrap().await.unwrap(), lapin::Confirmation::Ack(None)));
+    let status = user.status();
+    assert_eq!((&status["inbox"], &status["dead"]), (&1.into(), &0.into()), "{status}");
+    assert_eq!(status["partitions"][0]["ready"], 0, "{status}");
+    for (exchange, key) in [
+        (String::new(), format!("{ns}.inbox")),
+        (String::new(), format!("{ns}.g1.p0.epoch")),
+        (format!("{ns}.g1"), "0".to_owned()),
+        (format!("{ns}.control"), String::new()),
+    ] {
+        let channel = speaks(&inbox).await;
+        let properties = lapin::BasicProperties::default();
+        let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
+        let sent = channel.basic_publish(exchange, key, options, b"", properties).await.unwrap();
+        let refused = sent.await.unwrap_err().to_string();
+        assert!(refused.contains("ACCESS_REFUSED") || refused.contains("refused"), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,20 +459,16 @@ async fn a_router_needs_what_is_documented() {
     let user = &house.user;
     user.succeeds(&["init", "--partitions", "1"]);
     house.needs("router", &["route"], &[(READ, "topology"), (READ, "inbox")]).await;
-    let queue = format!("{}.inbox", user.namespace);
-    let inbox = house.role("inbox").await;
-    let properties = lapin::ConnectionProperties::default();
-    let connection = lapin::Connection::connect(&inbox, properties).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    channel.confirm_select(Default::default()).await.unwrap();
+    let exchange = format!("{}.submit", user.namespace);
+    let channel = speaks(&house.role("inbox").await).await;
     let mut resource = lapin::types::FieldTable::default();
     resource.insert("resource".into(), lapin::types::AMQPValue::LongString("a".into()));
     // A task, and something that is none. What a killed router has not acked comes again.
     let puts_both = async || {
         for headers in [resource.clone(), lapin::types::FieldTable::default()] {
             let properties = lapin::BasicProperties::default().with_headers(headers);
-            let (queue, options) = (queue.as_str().into(), Default::default());
-            let sent = channel.basic_publish("".into(), queue, options, b"", properties);
+            let (exchange, options) = (exchange.as_str().into(), Default::default());
+            let sent = channel.basic_publish(exchange, "".into(), options, b"", properties);
             assert!(matches!(sent.await.unwrap().await.unwrap(), lapin::Confirmation::Ack(None)));
         }
     };

@@ -64,6 +64,28 @@ async fn a_resource_is_paused_and_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_listed_and_can_be_aborted() {
+    let user = User::with_partitions(1).await;
+    publish(&user, &[("a", "t1")]);
+    let worker = user.starts(&["work", "--exec", "sleep 600", "--log", "off", "--id", "w1"]);
+    let listed = || user.succeeds(&["running"]).out;
+    user.waits_for("a task that runs", || listed().contains("w1  slot 0  partition 0"));
+    let line = listed();
+    assert!(line.contains("attempt 1  t1  a\n") && line.lines().count() == 1, "{line}");
+    assert_eq!(user.succeeds(&["running", "--over", "1h"]).out, "");
+    let json: serde_json::Value =
+        serde_json::from_str(&user.succeeds(&["running", "--json"]).out).unwrap();
+    assert_eq!((&json["worker"], &json["task"]), (&"w1".into(), &"t1".into()));
+    let said = user.succeeds(&["abort", "t1", "--by", "anna"]);
+    assert!(said.out.starts_with("task t1 is aborted; w1 follows"), "{said:?}");
+    assert_eq!(listed(), "");
+    let letters = user.succeeds(&["dead", "list"]).out;
+    assert!(letters.contains("cancelled by anna, while it ran: aborted by an operator"));
+    worker.signal("TERM");
+    assert_eq!(worker.ends().code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_cancelled_or_it_is_too_late() {
     let user = User::with_partitions(1).await;
     publish(&user, &[("a", "t1"), ("a", "t2"), ("a", "t3")]);

@@ -1,4 +1,5 @@
-//! What `keylane status` says of tasks that are delivered to nobody.
+//! What the management interface lets `keylane` say: tasks that are delivered to nobody, and policies
+//! that are in the way.
 
 use futures_lite::StreamExt;
 use keylane::testing::Broker;
@@ -69,4 +70,47 @@ async fn tasks_that_belong_to_nobody_are_named_with_their_number() {
     assert!(!user.succeeds(&["status"]).out.contains("belong to nobody"));
     worker.signal("TERM");
     assert_eq!(worker.ends().code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_are_in_the_way_are_named() {
+    let broker = Broker::shared().await.unwrap();
+    let user = User::on(broker);
+    let name = format!("{}-house", user.namespace);
+    let pattern = format!("^{}[.]", user.namespace);
+    let set = ["set_policy", &name, &pattern, r#"{"message-ttl": 60000, "max-age": "7D"}"#];
+    let set = broker.exec([&["rabbitmqctl"], &set[..]].concat()).await.unwrap();
+    assert!(set.status.success(), "{set:?}");
+    let management = broker.management_url();
+    // No proxy can reach this machine.
+    let asks = |args: &[&str]| {
+        let mut command = user.command(&[args, &["--management-url", &management]].concat());
+        command.env("HTTP_PROXY", "http://127.0.0.1:9").env("http_proxy", "http://127.0.0.1:9");
+        super::user::Running(command.spawn().unwrap())
+    };
+    let said = asks(&["init", "--partitions", "2"]).ends();
+    let named = [
+        format!("policy {name:?}"),
+        "message-ttl 60000".to_owned(),
+        format!("{}.g1.p0 and 2 more: ", user.namespace),
+        "max-age \"7D\"".to_owned(),
+    ];
+    assert!(said.code == Some(0) && named.iter().all(|name| said.err.contains(name)), "{said:?}");
+    let seen = asks(&["status"]).ends();
+    assert!(named.iter().all(|name| seen.out.contains(name)), "{seen:?}");
+    let watch = asks(&["watch", "--json"]);
+    let seen: serde_json::Value =
+        serde_json::from_str(&asks(&["status", "--json"]).ends().out).unwrap();
+    let first = &seen["policies"][0];
+    assert_eq!(first["policy"], name.as_str());
+    assert!(!first["queues"].as_array().unwrap().is_empty(), "{first}");
+    let cleared = broker.exec(["rabbitmqctl", "clear_policy", &name]);
+    assert!(cleared.await.unwrap().status.success());
+    user.waits_for("a way that is free", || {
+        let seen = asks(&["status"]).ends();
+        seen.code == Some(0) && !seen.out.contains("in the way")
+    });
+    watch.signal("TERM");
+    let told = watch.ends().out;
+    assert!(told.contains(r#""event":"policies""#) && told.contains("message-ttl"), "{told}");
 }

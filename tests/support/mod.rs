@@ -198,8 +198,8 @@ pub(crate) async fn rabbitmqctl(broker: &Broker, words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Declares the queue of a partition anew, empty, as `init` does but with this consumer timeout
-/// in place of the week's.
+/// Declares the queue of a partition anew, empty, with this consumer timeout in place of the
+/// week's.
 pub(crate) async fn set_consumer_timeout(
     broker: &Broker,
     connect: &Connect,
@@ -207,18 +207,30 @@ pub(crate) async fn set_consumer_timeout(
     partition: PartitionId,
     timeout: Duration,
 ) {
+    let (connection, channel) = amqp(broker).await;
+    declare_anew(&channel, connect, topology, partition, ("x-consumer-timeout", timeout)).await;
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// Declares the queue of a partition anew, empty, with this time in place of `init`'s.
+pub(crate) async fn declare_anew(
+    channel: &Channel,
+    connect: &Connect,
+    topology: &Topology,
+    partition: PartitionId,
+    (argument, time): (&str, Duration),
+) {
     let (queue, exchange) = (
         connect.namespace().partition(topology, partition),
         connect.namespace().exchange(topology),
     );
-    let (connection, channel) = amqp(broker).await;
     channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    let millis = i64::try_from(timeout.as_millis()).unwrap();
+    let millis = i64::try_from(time.as_millis()).unwrap();
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
-    arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
+    arguments.insert(argument.into(), AMQPValue::LongLongInt(millis));
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
     channel.queue_declare(queue.as_str().into(), durable, arguments).await.unwrap();
     let key = partition.number().to_string();
@@ -230,7 +242,12 @@ pub(crate) async fn set_consumer_timeout(
         FieldTable::default(),
     );
     bound.await.unwrap();
-    connection.close(200, "done".into()).await.unwrap();
+}
+
+/// Has a policy apply to the queues of this name, a regular expression.
+pub(crate) async fn set_policy(broker: &Broker, queues: &str, definition: &str) {
+    let pattern = format!("^{queues}$");
+    rabbitmqctl(broker, &["set_policy", queues, &pattern, definition]).await;
 }
 
 /// Restarts the server of a queue: it forgets consumers that are gone.

@@ -1,8 +1,10 @@
 //! `keylane config`
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory};
 use comfy_table::{Table, presets};
@@ -38,6 +40,9 @@ struct Setting {
     /// `the command line`, the name of a variable, the path of a file, or `default`.
     from: String,
     variable: String,
+    /// Why the command would refuse it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wrong: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,10 +67,12 @@ impl Config {
         let mut found = Found { file: file.as_ref(), given, wanted, settings: Vec::new() };
         found.collect(&root, &mut Vec::new());
         let settings = found.settings;
+        let is_wrong = settings.iter().any(|setting| setting.wrong.is_some());
+        let code = if is_wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         let file = file.map(|file| file.path().to_owned());
         if self.json {
             out!("{}", serde_json::to_string(&Settings { file, settings })?);
-            return Ok(ExitCode::SUCCESS);
+            return Ok(code);
         }
         match file {
             Some(path) => out!("file: {}\n", path.display()),
@@ -73,11 +80,17 @@ impl Config {
         }
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_header(["setting", "value", "from"]);
-        for Setting { name, value, from, .. } in settings {
-            table.add_row([name, value.unwrap_or_else(|| "-".to_owned()), from]);
+        for Setting { name, value, from, wrong, .. } in &settings {
+            let from = wrong.as_ref().map_or(from.clone(), |_| format!("{from}, and is refused"));
+            table.add_row([name, value.as_deref().unwrap_or("-"), &from]);
         }
         out!("{table}");
-        Ok(ExitCode::SUCCESS)
+        for Setting { name, from, wrong, .. } in settings {
+            if let Some(wrong) = wrong {
+                eprintln!("keylane: {name}, set in {from}: {wrong}");
+            }
+        }
+        Ok(code)
     }
 }
 
@@ -101,6 +114,7 @@ impl Found<'_> {
             if set.is_none() && !shows_all {
                 continue;
             }
+            let wrong = set.as_ref().and_then(|(_, value)| refusal(command, option, value));
             let names = path.iter().copied().chain(option.get_long());
             self.settings.push(Setting {
                 name: names.collect::<Vec<_>>().join("."),
@@ -110,6 +124,7 @@ impl Found<'_> {
                 },
                 from: set.map_or_else(|| "default".to_owned(), |(from, _)| from),
                 variable: variable(path, option),
+                wrong,
             });
         }
         let inner = command.get_subcommands();
@@ -131,6 +146,24 @@ impl Found<'_> {
             Some((file.path().display().to_string(), file.get(path, option)?.clone()))
         })
     }
+}
+
+/// Why a command would refuse a value, if it would. What it needs besides is not asked.
+fn refusal(command: &Command, option: &Arg, value: &Value) -> Option<String> {
+    let words = match file::arguments(option, value) {
+        Ok(words) => words,
+        Err(error) => return Some(error.to_string()),
+    };
+    let name = OsString::from(command.get_name());
+    let parsed = command.clone().try_get_matches_from([name].into_iter().chain(words));
+    let error = parsed.err().filter(|error| {
+        matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation)
+    })?;
+    // The first line says it; a password has no place in it.
+    let said = error.to_string();
+    let said = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let is_secret = option.is_hide_env_values_set() || option.get_long() == Some("amqp-url");
+    Some(if is_secret { "its value is invalid".to_owned() } else { said.to_owned() })
 }
 
 /// What the command line says of a global option.

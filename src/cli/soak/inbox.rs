@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// whatever happens to the connection.
 pub(super) async fn publish_to_inbox(load: Load, topology: Topology) -> Published {
     let Load { connect, resources, rate, stop, confirmed } = load;
-    let route = Route::queue(&connect.namespace().inbox());
+    let route = Route::new(&connect.namespace().submit(), "");
     let publisher = Publisher::new(connect, "soak inbox", topology, None);
     let mut published = Published::default();
     let mut beat = tokio::time::interval(Duration::from_secs_f64(resources.len() as f64 / rate));

@@ -96,8 +96,8 @@ pub(super) struct Soak {
     /// `net_ticktime`, whose default this is
     #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
     net_ticktime: Duration,
-    /// How long a queue waits for a consumer whose node is lost: RabbitMQ's
-    /// `consumer_disconnected_timeout`, whose default this is
+    /// How long a queue waits for a consumer whose node is lost, by a policy
+    /// `consumer-disconnected-timeout`; partitions wait for 12s at the most
     #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
     consumer_disconnected: Duration,
     /// After how much silence a worker stops what it runs, in whole seconds: less than

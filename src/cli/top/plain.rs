@@ -1,5 +1,6 @@
 //! One picture for a pipe.
 
+use super::super::output::in_line;
 use super::super::progress::grouped;
 use super::panes::span;
 use super::screen::{executed_rate, rate};
@@ -38,13 +39,13 @@ pub(super) fn print(snapshot: &Snapshot) {
         out!("stuck: partition {}, {} ready, for {since}", stuck.partition, stuck.ready);
     }
     for hot in snapshot.hot.iter().take(MOST) {
-        let name = hot.resource.as_str().escape_debug();
+        let name = in_line(hot.resource.as_str());
         let (busy, each) = (hot.busy * 100.0, span(hot.mean_us));
         out!("resource {name}: busy {busy:.0} %, {} tasks/s, each {each}", rate(hot.per_s));
     }
     for retrying in snapshot.retrying.iter().take(MOST) {
-        let name = retrying.resource.as_str().escape_debug();
-        let reason = retrying.reason.as_deref().unwrap_or_default().escape_debug();
+        let name = in_line(retrying.resource.as_str());
+        let reason = in_line(retrying.reason.as_deref().unwrap_or_default());
         out!("retrying: {name}, attempt {} failed: {reason}", retrying.attempt);
     }
 }

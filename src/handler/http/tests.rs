@@ -286,3 +286,21 @@ fn debug_output_shows_no_secret() {
     let http = Http::new("http://root:hunter2@host/?token=hunter2").expect("a handler");
     assert!(!format!("{http:?}").contains("hunter2"), "{http:?}");
 }
+
+#[test]
+fn no_proxy_is_asked_for_this_machine() {
+    for (url, is_near) in [
+        ("http://localhost/", true),
+        ("http://LOCALHOST.:80/", true),
+        ("http://tasks.localhost/", true),
+        ("http://127.0.0.1:8080/", true),
+        ("http://127.1/", true),
+        ("http://[::1]/", true),
+        ("http://[::ffff:127.0.0.1]/", true),
+        ("http://localhost.example.com/", false),
+        ("http://10.0.0.1/", false),
+        ("http://0.0.0.0/", false),
+    ] {
+        assert_eq!(is_loopback(&Url::parse(url).expect("a URL")), is_near, "{url}");
+    }
+}

@@ -37,7 +37,7 @@ impl Millis {
 pub enum Outcome {
     /// The task is Executed.
     Executed,
-    /// Try again, by the retry policy, and not before `not_before` has passed.
+    /// Try again when `not_before` has passed, or by the retry policy.
     Failed {
         /// The handler's own wish.
         not_before: Option<Duration>,

@@ -100,12 +100,16 @@ fn a_retry_holds_up_only_its_own_lane() {
 }
 
 #[test]
-fn the_handler_may_ask_for_a_longer_wait() {
-    let mut lanes = Lanes::new(NO_DELAY, 0);
-    let later =
-        Outcome::Failed { not_before: Some(Duration::from_secs(9)), reason: "not now".to_owned() };
-    apply(&mut lanes, 1, [delivered(1, "a"), Input::SlotFree, finished(1, later)]);
-    assert_eq!(lanes.next_tick(), Some(Millis(9_001)));
+fn the_handler_may_ask_for_a_longer_wait_and_for_a_shorter_one() {
+    let delay = Duration::from_secs(60);
+    let slow = RetryPolicy { attempts: 3, first_delay: delay, max_delay: delay };
+    for (policy, after_ms) in [(NO_DELAY, 9_000), (slow, 20)] {
+        let mut lanes = Lanes::new(policy, 0);
+        let not_before = Some(Duration::from_millis(after_ms));
+        let later = Outcome::Failed { not_before, reason: "not now".to_owned() };
+        apply(&mut lanes, 1, [delivered(1, "a"), Input::SlotFree, finished(1, later)]);
+        assert_eq!(lanes.next_tick(), Some(Millis(after_ms + 1)));
+    }
 }
 
 #[test]

@@ -34,7 +34,10 @@ fn change() -> impl Strategy<Value = Change> {
         4 => scope().prop_map(Change::Pause),
         3 => scope().prop_map(Change::Resume),
         3 => (tasks(), 0u64..200)
-            .prop_map(|(tasks, until_ms)| Change::Cancel { tasks, until_ms }),
+            .prop_map(|(tasks, until_ms)| {
+                let abort = until_ms % 2 == 0;
+                Change::Cancel { tasks, until_ms, abort }
+            }),
         1 => tasks().prop_map(|tasks| Change::Reinstate { tasks }),
     ]
 }
@@ -161,7 +164,7 @@ fn to_resume_everything_lifts_every_pause() {
 #[test]
 fn a_cancellation_is_forgotten_in_time() {
     let mut steering = Steering::default();
-    let cancel = |until_ms| Change::Cancel { tasks: vec![task(1)], until_ms };
+    let cancel = |until_ms| Change::Cancel { tasks: vec![task(1)], until_ms, abort: false };
     steering.apply(&cancel(100), &signed(0));
     let found = steering.cancellation(&task(1), 99).expect("it is cancelled");
     assert_eq!(found.reason(), "cancelled by anna@ops");
@@ -187,7 +190,7 @@ fn there_is_a_most() {
     let tasks = (0..=Steering::MAX_CANCELLED)
         .map(|number| TaskId::new(number.to_string()).expect("an id"))
         .collect();
-    let many = Change::Cancel { tasks, until_ms: 1 };
+    let many = Change::Cancel { tasks, until_ms: 1, abort: false };
     assert_eq!(steering.would_change(&many, &signed(0)), Err(SteeringError::TooManyCancelled));
 }
 

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use super::Tenure;
 use crate::protocol::crashes::{Suspicion, judge};
-use crate::protocol::lanes::Input;
+use crate::protocol::lanes::{Input, Outcome};
 use crate::protocol::names::Namespace;
+use crate::protocol::settlement::DeliveryTag;
 use crate::protocol::steering::Cancellation;
 use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::claims::ClaimRegister;
@@ -71,6 +72,18 @@ impl<E: Execute> Tenure<'_, E> {
                 ),
             },
         })
+    }
+
+    /// A task that was cancelled while it ran is not tried again.
+    pub(super) fn unless_cancelled(&self, tag: DeliveryTag, outcome: Outcome) -> Outcome {
+        let Outcome::Failed { reason, .. } = &outcome else { return outcome };
+        let task = self.deliveries.get(&tag).and_then(|held| held.task.as_ref());
+        match task.and_then(|(id, _)| self.cancelled(id)) {
+            Some(cancelled) => {
+                Outcome::Dead { reason: format!("{cancelled}, while it ran: {reason}") }
+            }
+            None => outcome,
+        }
     }
 
     /// By whose order this task is not to be started.
