@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use keylane::testing::{Broker, Version};
 use keylane::{
-    Connect, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId, Topology,
-    WorkerOptions, handler_fn, init, status, work,
+    Connect, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId,
+    Topology, WorkerOptions, handler_fn, init, status, work,
 };
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, LongString};

@@ -1,24 +1,22 @@
 //! The dead letters: what a worker or a router gave up, whole, with its reason.
-//!
-//! A dead letter is the message as it came, plus headers that say what
-//! happened. Properties that would make the broker do something else with it
-//! (expire it, copy it, check its user) are kept as headers too.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_lite::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use serde::Serialize;
 use tokio::time::sleep;
 
 use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
-use super::envelope::{self, BROKERS_OWN, envelope, number, text};
+use super::envelope::{self, envelope, number, text};
 use super::error::{Doing, Error};
+use super::obituary::{AT, ATTEMPTS, BY, FROM, REASON};
 use super::publisher::{PublishError, Publisher, Route};
+use super::sieve::parts;
 use super::steering::order;
 use super::topology;
 use crate::protocol::envelope::{EnvelopeError, RESOURCE_HEADER};
@@ -26,63 +24,6 @@ use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
 use crate::protocol::steering::{CANCELLED_BY, Change};
 use crate::protocol::task::{Task, TaskId};
-
-const REASON: &str = "x-keylane-reason";
-const ATTEMPTS: &str = "x-keylane-attempts";
-const BY: &str = "x-keylane-by";
-const AT: &str = "x-keylane-at-ms";
-const FROM: &str = "x-keylane-from";
-
-/// Why and by whom a message was given up.
-#[derive(Debug, Clone)]
-pub(crate) struct Obituary {
-    /// Why.
-    pub(crate) reason: String,
-    /// How often it was tried.
-    pub(crate) attempts: u32,
-    /// The worker or router.
-    pub(crate) by: String,
-    /// The queue that it was in.
-    pub(crate) from: String,
-}
-
-/// Publishes a message to the dead letters and waits for the confirm.
-pub(crate) async fn bury(
-    publisher: &Publisher,
-    dead: &Route,
-    properties: &BasicProperties,
-    payload: &Bytes,
-    obituary: &Obituary,
-) -> Result<(), PublishError> {
-    let long = |value: &str| AMQPValue::LongString(LongString::from(value));
-    let mut headers = FieldTable::default();
-    if let Some(original) = properties.headers() {
-        for (key, value) in original.inner() {
-            if BROKERS_OWN.contains(&key.as_str()) {
-                let kept = format!("x-keylane-was-{}", key.as_str().to_lowercase());
-                headers.insert(kept.as_str().into(), value.clone());
-            } else {
-                headers.insert(key.clone(), value.clone());
-            }
-        }
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    headers.insert(REASON.into(), long(&obituary.reason));
-    headers.insert(ATTEMPTS.into(), AMQPValue::LongLongInt(i64::from(obituary.attempts)));
-    headers.insert(BY.into(), long(&obituary.by));
-    headers.insert(FROM.into(), long(&obituary.from));
-    let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    headers.insert(AT.into(), AMQPValue::LongLongInt(now_ms));
-    for (name, value) in
-        [("expiration", properties.expiration()), ("user-id", properties.user_id())]
-    {
-        if let Some(value) = value {
-            headers.insert(format!("x-keylane-was-{name}").as_str().into(), long(value.as_str()));
-        }
-    }
-    let letter = envelope::kept(properties).with_delivery_mode(2).with_headers(headers);
-    publisher.send(dead, letter, payload.clone(), None).await?.confirmed().await
-}
 
 /// A message that was given up.
 #[derive(Debug, Clone, Serialize)]
@@ -113,6 +54,9 @@ pub struct DeadLetter {
     /// The payload as it came.
     #[serde(skip)]
     pub payload: Bytes,
+    /// The properties as they came, as bytes of AMQP 0-9-1, if they cannot be read.
+    #[serde(skip)]
+    pub unreadable: Option<Bytes>,
     #[serde(skip)]
     properties: BasicProperties,
     #[serde(skip)]
@@ -122,6 +66,11 @@ pub struct DeadLetter {
 impl DeadLetter {
     fn from_lapin(delivery: lapin::message::Delivery) -> Self {
         let properties = &delivery.properties;
+        let payload = Bytes::from(delivery.data);
+        let (unreadable, payload) = match parts(properties, &payload) {
+            Some((unreadable, payload)) => (Some(unreadable), payload),
+            None => (None, payload),
+        };
         let read = envelope(properties);
         let owned = |value: Option<&str>| value.map(str::to_owned);
         Self {
@@ -135,8 +84,9 @@ impl DeadLetter {
             from: owned(text(properties, FROM)),
             published_at_s: read.timestamp,
             dead_at_ms: number(properties, AT),
-            payload_bytes: delivery.data.len(),
-            payload: Bytes::from(delivery.data),
+            payload_bytes: payload.len(),
+            payload,
+            unreadable,
             properties: delivery.properties,
             tag: delivery.delivery_tag,
         }

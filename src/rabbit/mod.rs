@@ -11,9 +11,11 @@ pub(crate) mod dead_letters;
 pub(crate) mod envelope;
 pub(crate) mod epoch;
 pub(crate) mod error;
+mod header_size;
 pub(crate) mod journal;
 #[cfg(feature = "cli")]
 pub(crate) mod naive;
+pub(crate) mod obituary;
 pub(crate) mod planner;
 pub(crate) mod pool;
 pub(crate) mod publisher;
@@ -23,6 +25,7 @@ pub(crate) mod purge;
 #[cfg(feature = "cli")]
 pub(crate) mod raw;
 pub(crate) mod seat;
+pub(crate) mod sieve;
 pub(crate) mod status;
 pub(crate) mod steering;
 mod tls;

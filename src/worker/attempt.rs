@@ -11,6 +11,7 @@ use super::stints::{Stint, Stints};
 use crate::handler::{Attempt, Failure};
 use crate::protocol::lanes::Outcome;
 use crate::protocol::result::TaskResult;
+use crate::protocol::text::cut_reason;
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::Delivery;
 
@@ -31,12 +32,15 @@ pub(super) async fn run<E: Execute>(
             .await
             .unwrap_or_else(|_| Err(Failure::failed(format!("no end after {limit:?}")))),
     };
-    let outcome = match result {
+    let mut outcome = match result {
         Ok(()) => Outcome::Executed,
         Err(Failure::Retry { after, reason }) => Outcome::Failed { not_before: after, reason },
         Err(Failure::Failed { reason }) => Outcome::Failed { not_before: None, reason },
         Err(Failure::Dead { reason }) => Outcome::Dead { reason },
     };
+    if let Outcome::Failed { reason, .. } | Outcome::Dead { reason } = &mut outcome {
+        cut_reason(reason);
+    }
     let result = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
     Ended { outcome, result }
 }
