@@ -7,6 +7,7 @@ pub use crate::rabbit::claims::fuzz::claims;
 pub use crate::rabbit::control::fuzz::control;
 pub use crate::rabbit::envelope::fuzz::{envelope, message};
 pub use crate::rabbit::journal::fuzz::journal;
+pub use crate::rabbit::sieve::fuzz::frames;
 pub use crate::rabbit::steering::fuzz::order;
 pub use crate::rabbit::topology::fuzz::topology;
 pub use crate::rabbit::version::fuzz::greeting;

@@ -8,15 +8,17 @@
 //! at a time, which bounds it to one task per confirm; whoever needs more for
 //! one resource hashes in the producer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure};
 use crate::metrics::{Metrics, PublishFigures, Unanswered};
 use crate::protocol::crashes::MaxCrashes;
+use crate::protocol::envelope::Forbidden;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::Topology;
 use crate::protocol::retry::RetryPolicy;
@@ -81,6 +83,7 @@ pub async fn route(
         routes: Route::partitions(connect.namespace(), &topology),
         publisher: Publisher::new(connect.clone(), "router", topology, None),
         figures: options.metrics.clone().unwrap_or_default().figures.publish(connect.namespace()),
+        stripped: Mutex::default(),
     };
     let retry = RetryPolicy {
         attempts: 0,
@@ -119,6 +122,33 @@ struct Forward {
     publisher: Publisher,
     routes: Vec<Route>,
     figures: Arc<PublishFigures>,
+    stripped: Mutex<Stripped>,
+}
+
+/// Log lines about properties that were taken off: a publisher that sets them does so always.
+const STRIPPED_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Tasks that had a property that none may have.
+#[derive(Default)]
+struct Stripped {
+    tasks: u64,
+    logged: Option<Instant>,
+}
+
+impl Forward {
+    /// Says that a task is forwarded without a property, once a minute at the most.
+    fn note_stripped(&self, attempt: &Attempt, forbidden: Forbidden) {
+        let mut stripped = self.stripped.lock().unwrap_or_else(PoisonError::into_inner);
+        stripped.tasks += 1;
+        if stripped.logged.is_some_and(|at| at.elapsed() < STRIPPED_LOG_INTERVAL) {
+            return;
+        }
+        stripped.logged = Some(Instant::now());
+        tracing::warn!(
+            task = %attempt.id, resource = %attempt.task.resource, tasks = stripped.tasks,
+            "forwarded without a property that no task may have: {forbidden}"
+        );
+    }
 }
 
 impl Execute for Forward {
@@ -126,15 +156,18 @@ impl Execute for Forward {
         let route = &self.routes[attempt.partition.number() as usize];
         let unanswered = Unanswered::begin(&self.figures);
         let context = attempt.trace.as_ref();
+        if let Some(forbidden) = delivery.forbidden() {
+            self.note_stripped(&attempt, forbidden);
+        }
         let forwarded = match self.publisher.forward(route, &delivery, context).await {
             Ok(sent) => sent.confirmed().await,
             Err(error) => Err(error),
         };
         unanswered.ended(forwarded.as_ref().map(drop));
         forwarded.map_err(|error| match error {
-            PublishError::Invalid { .. } | PublishError::TooLarge { .. } => {
-                Failure::dead(error.to_string())
-            }
+            PublishError::Invalid { .. }
+            | PublishError::TooLarge { .. }
+            | PublishError::HeadersTooLarge { .. } => Failure::dead(error.to_string()),
             PublishError::Unroutable { .. }
             | PublishError::Nacked { .. }
             | PublishError::Indeterminate { .. }

@@ -124,10 +124,15 @@ fn properties() -> impl Strategy<Value = BasicProperties> {
     })
 }
 
-/// Only headers, and of these only a resource `a`; then the payload.
-const MESSAGE: &[u8] = b"\x20\x00\x00\x00\x00\x0f\x08resourceS\x00\x00\x00\x01apayload";
+/// Only headers, and of these only a resource `a`.
+const MESSAGE: &[u8] = b"\x20\x00\x00\x00\x00\x0f\x08resourceS\x00\x00\x00\x01a";
 /// A message id and a type, too.
-const NAMED: &[u8] = b"\x20\xa0\x00\x00\x00\x0f\x08resourceS\x00\x00\x00\x01a\x01i\x01k{}";
+const NAMED: &[u8] = b"\x20\xa0\x00\x00\x00\x0f\x08resourceS\x00\x00\x00\x01a\x01i\x01k";
+/// A header of tables and arrays, and each other type of a value.
+const NESTED: &[u8] = b"\xf8\x40\x01c\x01e\x00\x00\x00\x42\x01aA\x00\x00\x00\x19t\x01b\x01B\x01s\x00\x01u\x00\x01A\x00\x00\x00\x06V\x49\x00\x00\x00\x01\x01fF\x00\x00\x00\x1b\x01fd\x00\x00\x00\x00\x00\x00\x00\x00\x01DD\x01\x00\x00\x00\x01\x01xx\x00\x00\x00\x00\x02\x05\x00\x00\x00\x00\x00\x00\x00\x01";
+
+/// A delivery with its message, a heartbeat, and what is no AMQP.
+const FRAMES: &[u8] = b"\x01\x00\x01\x00\x00\x00\x13\x00\x3c\x00\x3c\x01c\x00\x00\x00\x00\x00\x00\x00\x01\x00\x01e\x01k\xce\x02\x00\x01\x00\x00\x00\x11\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x03\x00\x20\x02\xff\xfe\xce\x03\x00\x01\x00\x00\x00\x03abc\xce\x08\x00\x00\x00\x00\x00\x00\xceAMQP";
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
@@ -138,8 +143,13 @@ proptest! {
     }
 
     #[test]
-    fn properties_are_any_bytes(bytes in bytes(&[MESSAGE, NAMED])) {
+    fn properties_are_any_bytes(bytes in bytes(&[MESSAGE, NAMED, NESTED])) {
         fuzz::envelope(&bytes);
+    }
+
+    #[test]
+    fn a_stream_of_frames_is_any_bytes(bytes in bytes(&[FRAMES])) {
+        fuzz::frames(&bytes);
     }
 
     #[test]
@@ -257,8 +267,8 @@ fn the_good_examples_are_good() {
     // Or the damaged ones would be damaged twice.
     assert!(keylane::protocol::journal::Batch::read(RECORDS).is_ok());
     assert!(keylane::protocol::steering::Order::read(ORDER).is_ok());
-    for good in [MESSAGE, NAMED] {
-        let (payload, properties) = lapin::protocol::basic::parse_properties(good).expect("parses");
-        assert!(properties.headers().is_some() && !payload.is_empty());
+    for good in [MESSAGE, NAMED, NESTED] {
+        let (rest, properties) = lapin::protocol::basic::parse_properties(good).expect("parses");
+        assert!(properties.headers().is_some() && rest.is_empty());
     }
 }

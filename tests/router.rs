@@ -94,10 +94,12 @@ async fn what_would_mislead_the_broker_is_left_behind() {
     let copied = BasicProperties::default().with_headers(headers).with_message_id("mine".into());
     put(&channel, &inbox, copied, b"2").await;
 
+    put(&channel, &inbox, on("sorted").with_priority(0), b"3").await;
+
     let (routing, shutdown) = router(broker, &connect, "router", 1, |_| {}).await;
     let partition = connect.namespace().partition(&topology, PartitionId::new(0));
-    let forwarded = async || (ready(&channel, &partition).await == 3).then_some(());
-    eventually("three tasks", forwarded).await;
+    let forwarded = async || (ready(&channel, &partition).await == 4).then_some(());
+    eventually("four tasks", forwarded).await;
     let forwarded = take_all(&channel, &partition).await;
     shutdown.cancel();
     soon("the router's end", routing).await.unwrap().unwrap();
@@ -109,6 +111,7 @@ async fn what_would_mislead_the_broker_is_left_behind() {
     assert_ne!(ids[0], ids[1], "who has no id gets one");
     for properties in by_payload.values() {
         assert_eq!(properties.expiration(), &None, "a task does not expire");
+        assert_eq!(properties.priority(), &None, "nor is it sorted");
         assert_eq!(properties.delivery_mode(), &Some(2), "it survives a restart");
         assert!(properties.timestamp().is_some());
         let headers = properties.headers().clone().unwrap();

@@ -18,8 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use keylane::testing::{Broker, Version};
 use keylane::{
-    Connect, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId, Topology,
-    WorkerOptions, handler_fn, init, status, work,
+    Connect, DeadLetters, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId,
+    Topology, WorkerOptions, handler_fn, init, status, work,
 };
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, LongString};
@@ -149,6 +149,78 @@ async fn the_last_attempt_ends_in_the_dead_letters() {
     assert_eq!((summary.executed, summary.failed, summary.dead_lettered), (1, 3, 1));
     let tried = tried.lock().unwrap().clone();
     assert_eq!(tried, [(true, 1), (true, 2), (true, 3), (false, 1)], "in order");
+}
+
+/// More than were once held at a time.
+#[tokio::test]
+async fn all_dead_letters_are_seen_and_replayed_in_order() {
+    const LETTERS: usize = 10_200;
+    let broker = shared().await;
+    let (connect, topology) = space(broker, 1).await;
+    let (connection, channel) = amqp(broker).await;
+    let (dead, resources) = (connect.namespace().dead(), ["a", "b", "c"]);
+    let mut confirms = Vec::new();
+    for number in 0..LETTERS {
+        let resource = resources[number % resources.len()];
+        let id = number.to_string();
+        let properties = header("resource", AMQPValue::LongString(resource.into()))
+            .with_message_id(id.as_str().into());
+        let options = Default::default();
+        let sent = channel.basic_publish(
+            "".into(),
+            dead.as_str().into(),
+            options,
+            id.as_bytes(),
+            properties,
+        );
+        confirms.push(sent.await.unwrap());
+    }
+    for confirm in confirms {
+        confirm.await.unwrap();
+    }
+    let mut reader = DeadLetters::open_first(&connect, 5).await.unwrap();
+    reader.next().await.unwrap().expect("the oldest");
+    let to = connect.clone();
+    let opening = tokio::spawn(async move { DeadLetters::open(&to).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!opening.is_finished(), "somebody else holds some");
+    reader.close().await;
+    let mut letters = opening.await.unwrap().unwrap();
+    assert_eq!(letters.left() as usize, LETTERS);
+    let mut held = Vec::new();
+    while let Some(letter) = letters.next().await.unwrap() {
+        assert_eq!(letter.id.as_deref(), Some(held.len().to_string().as_str()));
+        held.push(letter);
+    }
+    assert_eq!((held.len(), letters.left()), (LETTERS, 0), "however many are held");
+    for letter in held {
+        letters.begin_replay(letter).await.unwrap();
+    }
+    letters.finish_replays().await.unwrap();
+    assert_eq!(letters.replayed() as usize, LETTERS);
+    letters.close().await;
+    assert_eq!(dead_letters(&connect).await.len(), 0);
+    let partition = connect.namespace().partition(&topology, keylane::PartitionId::new(0));
+    let replayed = support::take_all(&channel, &partition).await;
+    let numbers =
+        replayed.iter().map(|m| std::str::from_utf8(&m.data).unwrap().parse::<usize>().unwrap());
+    assert!(numbers.eq(0..LETTERS), "in their old order, each once");
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_hides_dead_letters_is_named() {
+    let (connect, _) = space(shared().await, 1).await;
+    publish(&connect, [task("r", 0)]).await;
+    let handler = handler_fn(async |_| Err(Failure::dead("no")));
+    let worker = Worker::start(&connect, attempts("w", 1), handler);
+    await_dead_letters(&connect, 1).await;
+    worker.drain().await;
+    let mut reader = open_dead_letters(&connect, 1).await;
+    reader.next().await.unwrap().expect("a letter");
+    let error = DeadLetters::open(&connect).await.unwrap_err();
+    assert!(matches!(error, keylane::Error::DeadLettersHeld { readers: 1, .. }), "{error}");
+    reader.close().await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use super::operator::Operator;
 use super::pause::who_follows;
 use super::since::Since;
 use super::work::parse_duration;
+use crate::protocol::text::OneLine;
 use crate::{TaskId, cancel, reinstate};
 
 /// Have a task never start, or never again
@@ -53,7 +54,7 @@ impl Cancel {
         if self.json {
             out!("{}", serde_json::to_string(&steered)?);
         } else {
-            out!("task {id} {done}; {}", who_follows(&steered));
+            out!("task {} {done}; {}", OneLine(id.as_str()), who_follows(&steered));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::Broker;
-use super::output::printable;
 use super::since::Since;
-use crate::{DeadLetter, DeadLetters};
+use crate::protocol::text::{OneLine, Printable};
+use crate::{DeadLetter, DeadLetters, ReplayError};
 
 /// Look at the dead letters, publish them again, or drop them
 #[derive(Debug, clap::Args)]
@@ -115,7 +115,7 @@ impl Dead {
         let mut letters = DeadLetters::open(&broker.connect()?).await?;
         let result = match self.command {
             DeadCommand::List { json, limit, filter } => {
-                list(&mut letters, json, limit, &filter).await
+                return list(letters, json, limit, &filter).await;
             }
             DeadCommand::Show { id, json } => show(&mut letters, &id, json).await,
             DeadCommand::Replay(selection) => replay(&mut letters, &selection).await,
@@ -127,32 +127,53 @@ impl Dead {
 }
 
 async fn list(
-    letters: &mut DeadLetters,
+    mut letters: DeadLetters,
     json: bool,
     limit: Option<u32>,
     filter: &Filter,
 ) -> anyhow::Result<ExitCode> {
-    let mut listed = 0;
-    while limit.is_none_or(|limit| listed < limit)
-        && let Some(letter) = letters.next().await?
+    let mut listed = Vec::new();
+    let is_full =
+        |listed: &Vec<_>| limit.is_some_and(|limit| listed.len() as u64 >= u64::from(limit));
+    while !is_full(&listed)
+        && let Some(mut letter) = letters.next().await?
     {
-        if !filter.has(&letter) {
-            continue;
+        if filter.has(&letter) {
+            letter.payload.clear();
+            listed.push(letter);
         }
-        listed += 1;
+    }
+    let left = letters.left();
+    // Whoever reads the list may take his time, and they are hidden from others until then.
+    letters.close().await;
+    for letter in &listed {
         if json {
-            out!("{}", serde_json::to_string(&letter)?);
+            out!("{}", serde_json::to_string(letter)?);
         } else {
-            let id = letter.id.as_deref().unwrap_or("-").escape_debug();
-            let resource = letter.resource.as_deref().unwrap_or("-").escape_debug();
-            let (time, attempts) = (time(&letter), letter.attempts);
-            out!("{time}  {id}  {resource}  attempts {attempts}: {}", printable(&letter.reason));
+            let id = OneLine(letter.id.as_deref().unwrap_or("-"));
+            let resource = OneLine(letter.resource.as_deref().unwrap_or("-"));
+            let (time, attempts, reason) = (time(letter), letter.attempts, OneLine(&letter.reason));
+            out!("{time}  {id}  {resource}  attempts {attempts}: {reason}");
         }
     }
-    if !json && filter.is_empty() && letters.left() > 0 {
-        out!("and {} more", letters.left());
+    if is_full(&listed) {
+        if !json && filter.is_empty() && left > 0 {
+            out!("and {left} more");
+        }
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if saw_all(left) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether there were no others than those that were looked at; says so if there were.
+fn saw_all(left: u32) -> bool {
+    if left > 0 {
+        eprintln!(
+            "keylane: {left} more dead letters were not looked at, since 65,535 are held at once or \
+             somebody else took them: replay or discard some, and try again"
+        );
+    }
+    left == 0
 }
 
 async fn show(letters: &mut DeadLetters, id: &str, json: bool) -> anyhow::Result<ExitCode> {
@@ -162,6 +183,9 @@ async fn show(letters: &mut DeadLetters, id: &str, json: bool) -> anyhow::Result
         }
         if json {
             let mut shown = serde_json::to_value(&letter)?;
+            if let Some(unreadable) = &letter.unreadable {
+                shown["properties"] = unreadable.to_vec().into();
+            }
             shown["payload"] = match std::str::from_utf8(&letter.payload) {
                 Ok(text) => text.into(),
                 Err(_) => letter.payload.to_vec().into(),
@@ -171,43 +195,51 @@ async fn show(letters: &mut DeadLetters, id: &str, json: bool) -> anyhow::Result
         }
         let line = |name: &str, value: Option<&str>| {
             if let Some(value) = value {
-                out!("{name:<13}{}", printable(value));
+                out!("{name:<13}{}", OneLine(value));
             }
         };
         line("task", Some(id));
         line("resource", letter.resource.as_deref());
         line("kind", letter.kind.as_deref());
-        line("reason", Some(&letter.reason));
+        out!("{:<13}{}", "reason", Printable(&letter.reason));
         line("attempts", Some(&letter.attempts.to_string()));
         line("given up by", letter.by.as_deref());
         line("given up at", Some(&time(&letter)));
         line("from", letter.from.as_deref());
+        if let Some(unreadable) = &letter.unreadable {
+            line("properties", Some(&format!("{} bytes, see --json", unreadable.len())));
+        }
         line("payload", Some(&format!("{} bytes", letter.payload_bytes)));
-        out!("\n{}", printable(&String::from_utf8_lossy(&letter.payload)));
+        out!("\n{}", Printable(&String::from_utf8_lossy(&letter.payload)));
         return Ok(ExitCode::SUCCESS);
     }
+    saw_all(letters.left());
     bail!("no dead letter has the task id {id:?}: see `keylane dead list`")
 }
 
 async fn replay(letters: &mut DeadLetters, selection: &Selection) -> anyhow::Result<ExitCode> {
-    let (mut replayed, mut seen, mut refused) = (0u32, Seen::of(selection), false);
-    while let Some(letter) = letters.next().await? {
+    let (mut seen, mut refused) = (Seen::of(selection), false);
+    let mut ended = Ok(());
+    while ended.is_ok()
+        && let Some(letter) = letters.next().await?
+    {
         if seen.has(&letter) {
             let id = letter.id.clone();
-            match letters.replay(letter).await {
-                Ok(()) => replayed += 1,
-                Err(error @ crate::ReplayError::NoTask(_)) => {
-                    eprintln!("keylane: {}: {error}", id.as_deref().unwrap_or("-"));
+            match letters.begin_replay(letter).await {
+                Err(error @ ReplayError::NoTask(_)) => {
+                    eprintln!("keylane: {}: {error}", OneLine(id.as_deref().unwrap_or("-")));
                     refused = true;
                 }
-                Err(error) => {
-                    return Err(error).with_context(|| format!("after {replayed} were replayed"));
-                }
+                begun => ended = begun,
             }
         }
     }
+    // Those that have begun are seen through.
+    let finished = letters.finish_replays().await;
+    let replayed = letters.replayed();
+    ended.and(finished).with_context(|| format!("after {replayed} were replayed"))?;
     out!("replayed {replayed}");
-    Ok(if seen.is_all() && !refused { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(seen.conclude(letters.left(), refused))
 }
 
 async fn discard(letters: &mut DeadLetters, selection: &Selection) -> anyhow::Result<ExitCode> {
@@ -219,7 +251,7 @@ async fn discard(letters: &mut DeadLetters, selection: &Selection) -> anyhow::Re
         }
     }
     out!("discarded {discarded}");
-    Ok(if seen.is_all() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(seen.conclude(letters.left(), false))
 }
 
 /// What has been found of a selection.
@@ -241,6 +273,13 @@ impl<'a> Seen<'a> {
             self.missing.remove(id.as_str());
         }
         has
+    }
+
+    /// How the command ends, with so many letters that were not looked at.
+    fn conclude(&self, left: u32, refused: bool) -> ExitCode {
+        // Several letters may have one id, so all have to be looked at.
+        let complete = saw_all(left);
+        if self.is_all() && complete && !refused { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
     /// Whether all was there that was named; says what was not. Emptying what is empty

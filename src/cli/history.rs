@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::Broker;
-use super::output::printable;
 use super::since::{Since, time};
 use crate::protocol::journal::{Entry, Record, Written};
+use crate::protocol::text::OneLine;
 use crate::{JournalReader, Resource, TaskId, TaskState, find_task};
 
 /// Show what was executed on a resource, in order
@@ -86,7 +86,7 @@ impl Task {
         if self.json {
             out!("{}", serde_json::to_string(&trace)?);
         } else if unknown {
-            out!("task {id}: {}", trace.state);
+            out!("task {}: {}", OneLine(id.as_str()), trace.state);
         } else {
             let running = trace.executing.first().map(|found| &found.running);
             let ended = trace.attempts.last().map(|entry| &entry.record);
@@ -94,9 +94,10 @@ impl Task {
             let place = place.or(ended.map(|record| (&record.resource, record.partition)));
             match place {
                 Some((resource, partition)) => {
+                    let (id, resource) = (OneLine(id.as_str()), OneLine(resource.as_str()));
                     out!("task {id}: {}, resource {resource}, partition {partition}", trace.state);
                 }
-                None => out!("task {id}: {}", trace.state),
+                None => out!("task {}: {}", OneLine(id.as_str()), trace.state),
             }
             for (index, entry) in trace.attempts.iter().enumerate() {
                 print(entry, false, index == 0)?;
@@ -145,14 +146,14 @@ fn print(entry: &Entry, json: bool, first: bool) -> anyhow::Result<()> {
         "{:27}  {took:>12}  {:13}  {attempt:>7}  {epoch:>5}  {:36}  {}{again}",
         time(*at_us),
         outcome,
-        printable(task.as_str()),
+        OneLine(task.as_str()).to_string(),
         entry.worker
     );
     if let Some(reason) = reason {
-        out!("  {}", printable(reason).replace('\n', "\n  "));
+        out!("  {}", reason.replace('\n', "\n  "));
     }
     if let Some(result) = result.as_str() {
-        out!("  result: {}", printable(result));
+        out!("  result: {}", result.replace('\n', "\n  "));
     }
     Ok(())
 }

@@ -49,6 +49,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use self::logging::Logging;
+use crate::protocol::text::Printable;
 use crate::provision::{Choice, RunningBroker, ensure_broker};
 use crate::{Connect, Error, Namespace};
 
@@ -265,7 +266,7 @@ pub fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("keylane: {error:#}");
+    eprintln!("keylane: {}", Printable(&format!("{error:#}")));
     ExitCode::FAILURE
 }
 

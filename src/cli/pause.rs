@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::Broker;
 use super::operator::Operator;
+use crate::protocol::text::OneLine;
 use crate::{PartitionId, Resource, Scope, Steered, Steering, pause, resume};
 
 /// Start no tasks of a resource, of a partition, or none at all
@@ -91,7 +92,7 @@ fn report(steered: &Steered, done: &str, json: bool) -> anyhow::Result<ExitCode>
         out!("{}", serde_json::to_string(steered)?);
         return Ok(ExitCode::SUCCESS);
     }
-    out!("{done}; {}", who_follows(steered));
+    out!("{}; {}", OneLine(done), who_follows(steered));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -122,5 +123,5 @@ pub(super) fn paused(steering: &Steering) -> Option<String> {
     let resources = steering.resources.keys().map(ToString::to_string).collect();
     let parts = [signed, list("partitions", partitions), list("resources", resources)];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
-    (!parts.is_empty()).then(|| parts.join("; "))
+    (!parts.is_empty()).then(|| OneLine(&parts.join("; ")).to_string())
 }

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::Broker;
-use super::output::in_line;
 use super::progress::counted;
 use super::work::parse_duration;
+use crate::protocol::text::OneLine;
 use crate::running;
 
 /// List the tasks that are executed now, those first that have run for the longest
@@ -42,8 +42,8 @@ impl RunningNow {
                 task.slot,
                 task.partition,
                 task.attempt,
-                in_line(task.task.as_str()),
-                in_line(task.resource.as_str()),
+                OneLine(task.task.as_str()).to_string(),
+                OneLine(task.resource.as_str()).to_string(),
             );
         }
         if more > 0 {

@@ -128,7 +128,9 @@ impl Desk {
             Selection::Resource(_) | Selection::All(_) => DeadLetters::open(&self.connect).await?,
         };
         let mut done = Done::default();
-        while !selection.is_spent()
+        let mut begun = Ok(());
+        while begun.is_ok()
+            && !selection.is_spent()
             && let Some(letter) = dead.next().await?
         {
             if !selection.takes(&letter) {
@@ -136,24 +138,42 @@ impl Desk {
             }
             let id = letter.id.clone();
             match action {
-                Action::Discard => dead.discard(letter).await?,
-                Action::Replay => match dead.replay(letter).await {
-                    Ok(()) => {}
-                    Err(ReplayError::Settle(error)) => return Err(error),
-                    Err(
-                        error @ (ReplayError::NoTask(_)
-                        | ReplayError::Publish(_)
-                        | ReplayError::Cancelled(_)),
-                    ) => {
-                        done.refused.push(format!("{}: {error}", id.as_deref().unwrap_or("-")));
-                        continue;
-                    }
+                Action::Discard => {
+                    dead.discard(letter).await?;
+                    done.done += 1;
+                }
+                Action::Replay => match dead.begin_replay(letter).await {
+                    Err(error @ ReplayError::NoTask(_)) => done.refuse(id.as_deref(), &error),
+                    result => begun = result,
                 },
             }
-            done.done += 1;
+        }
+        let finished = dead.finish_replays().await;
+        done.done += dead.replayed();
+        match begun.and(finished) {
+            Ok(()) => {}
+            Err(ReplayError::Settle(error)) => return Err(error),
+            Err(error) => done.refuse(None, &error),
+        }
+        match &selection {
+            Selection::Keys(keys) if !keys.is_empty() => done.refused.push(format!(
+                "{} were not found: somebody else has taken them, or looks at them",
+                keys.len()
+            )),
+            Selection::Keys(_) => {}
+            Selection::Resource(_) | Selection::All(_) if dead.left() > 0 => {
+                done.refused.push(format!("{} were not looked at: try again", dead.left()));
+            }
+            Selection::Resource(_) | Selection::All(_) => {}
         }
         dead.close().await;
         Ok(done)
+    }
+}
+
+impl Done {
+    fn refuse(&mut self, id: Option<&str>, error: &ReplayError) {
+        self.refused.push(format!("{}: {error}", id.unwrap_or("-")));
     }
 }
 

@@ -64,7 +64,9 @@ impl Unanswered {
                 &figures.confirmed
             }
             Err(PublishError::Invalid { .. }) => &figures.invalid,
-            Err(PublishError::TooLarge { .. }) => &figures.too_large,
+            Err(PublishError::TooLarge { .. } | PublishError::HeadersTooLarge { .. }) => {
+                &figures.too_large
+            }
             Err(PublishError::Unroutable { .. }) => &figures.unroutable,
             Err(PublishError::Nacked { .. }) => &figures.nacked,
             Err(PublishError::Indeterminate { .. }) => &figures.indeterminate,

@@ -53,6 +53,12 @@ pub struct Envelope<'a> {
     pub app_id: Option<&'a str>,
     /// `timestamp`, seconds since 1970
     pub timestamp: Option<u64>,
+    /// `priority`
+    pub priority: Option<u8>,
+    /// Has an `expiration`.
+    pub expires: bool,
+    /// Why the properties cannot be read, if they cannot.
+    pub unreadable: Option<&'a str>,
     /// header `resource`
     pub resource: Option<Header<'a>>,
     /// header `timestamp_in_ms`, if it is a whole number
@@ -87,6 +93,12 @@ impl<'a> Header<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvelopeError {
+    /// The properties cannot be read at all.
+    #[error("{reason}: its properties cannot be read, and are kept as bytes")]
+    Unreadable {
+        /// Why.
+        reason: String,
+    },
     /// There is no header `resource`.
     #[error("the header `resource` is missing: not a keylane task")]
     NoResource,
@@ -104,7 +116,33 @@ pub enum EnvelopeError {
     TaskId(#[from] TaskIdError),
 }
 
+/// A property by which the broker reorders tasks, or drops them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Forbidden {
+    /// Tasks of other priorities were delivered out of turn.
+    #[error(
+        "it has priority {0}, and the broker sorts by priority, which breaks the order of its \
+         resource: publish tasks without one"
+    )]
+    Priority(u8),
+    /// It may expire before it is executed.
+    #[error("it has an expiration, and would be lost when it expires: publish tasks without one")]
+    Expiration,
+}
+
+/// The priority of messages without one. RabbitMQ 4.3 sorts quorum queues by 32 priorities,
+/// earlier versions tell those above this from the others.
+const DEFAULT_PRIORITY: u8 = 4;
+
 impl Envelope<'_> {
+    /// A property that no task may have.
+    #[must_use]
+    pub fn forbidden(&self) -> Option<Forbidden> {
+        let priority = self.priority.filter(|priority| *priority != DEFAULT_PRIORITY);
+        let expiration = self.expires.then_some(Forbidden::Expiration);
+        priority.map(Forbidden::Priority).or(expiration)
+    }
+
     /// Reads a task out of the properties and the body.
     ///
     /// A missing id stays `None`; a trace context that is not valid is ignored,
@@ -113,6 +151,9 @@ impl Envelope<'_> {
     /// # Errors
     /// [`EnvelopeError`] when the message has no usable resource or id.
     pub fn into_task(self, payload: Bytes) -> Result<Task, EnvelopeError> {
+        if let Some(reason) = self.unreadable {
+            return Err(EnvelopeError::Unreadable { reason: reason.to_owned() });
+        }
         let resource = match self.resource {
             None => return Err(EnvelopeError::NoResource),
             Some(Header::Other(found)) => return Err(EnvelopeError::ResourceType { found }),
@@ -167,6 +208,17 @@ mod tests {
         );
         assert_eq!(read(envelope(Header::Bytes(b"\xff"))), ResourceError::NotUtf8.into());
         assert_eq!(read(envelope(Header::Bytes(b""))), ResourceError::Empty.into());
+    }
+
+    #[test]
+    fn what_reorders_or_drops_tasks_is_forbidden() {
+        let forbidden =
+            |priority, expires| Envelope { priority, expires, ..Envelope::default() }.forbidden();
+        assert_eq!(forbidden(None, false), None);
+        assert_eq!(forbidden(Some(4), false), None, "sorted as one without");
+        assert_eq!(forbidden(Some(0), false), Some(Forbidden::Priority(0)));
+        assert_eq!(forbidden(Some(5), true), Some(Forbidden::Priority(5)));
+        assert_eq!(forbidden(Some(4), true), Some(Forbidden::Expiration));
     }
 
     #[test]

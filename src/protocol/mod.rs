@@ -21,4 +21,5 @@ pub mod settlement;
 pub mod stall;
 pub mod steering;
 pub mod task;
+pub mod text;
 pub mod trace_context;

@@ -124,6 +124,21 @@ pub struct PartitionCountError {
     pub count: u32,
 }
 
+/// A task lay in a partition that its resource does not belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it came from partition {from}, but its resource belongs to partition {own} of {partitions}: \
+     is the publisher's hash or number of partitions wrong, or has it a header `CC`?"
+)]
+pub struct Misplaced {
+    /// The partition that it came from.
+    pub from: PartitionId,
+    /// The partition that its resource belongs to.
+    pub own: PartitionId,
+    /// How many partitions there are.
+    pub partitions: PartitionCount,
+}
+
 /// The layout of a namespace: a versioned fact that the broker stores, and
 /// that producers and workers read before they do anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +184,17 @@ impl Topology {
         let scaled = (u128::from(hash) * u128::from(self.partitions.get())) >> 64;
         // The product of a 64-bit hash and a count shifted by 64 is below the count.
         PartitionId(scaled as u32)
+    }
+
+    /// Checks that a task of `resource` came from the partition that the resource belongs to.
+    /// What does not would run beside the resource's other tasks, on another worker.
+    ///
+    /// # Errors
+    /// [`Misplaced`] when it came from another one.
+    pub fn check_place(&self, resource: &Resource, from: PartitionId) -> Result<(), Misplaced> {
+        let own = self.partition_of(resource);
+        let partitions = self.partitions;
+        if own == from { Ok(()) } else { Err(Misplaced { from, own, partitions }) }
     }
 
     /// All partitions, in order.

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 pub(crate) use lapin::Connection;
 use lapin::runtime::default_runtime;
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::AMQPUri;
 use lapin::{ConnectionProperties, ErrorKind, types::FieldTable, types::LongString};
 use url::Url;
 
 use super::error::{Doing, Error, reply};
+use super::sieve::{self, Sieve};
 use super::tls::{Tls, explained};
 use super::version::{is_supported, version};
 use crate::protocol::names::Namespace;
@@ -182,9 +184,13 @@ impl Connect {
         properties: ConnectionProperties,
     ) -> Result<lapin::Connection, lapin::Error> {
         let uri: AMQPUri = node.as_str().parse().map_err(io::Error::other)?;
-        let tls = self.tls.clone();
-        let dial = async move |uri, runtime| Ok(tls.dial(&uri, &runtime).await?);
-        lapin::Connection::connector(uri, default_runtime()?, dial, properties).await
+        let (tls, dialing) = (self.tls.clone(), default_runtime()?);
+        let dial = async move |uri: AMQPUri, _| {
+            let stream = tls.dial(&uri, &dialing).await?;
+            let frame_max = uri.query.frame_max.unwrap_or_default();
+            Ok(AsyncTcpStream::Plain(Sieve::new(stream, frame_max)))
+        };
+        lapin::Connection::connector(uri, sieve::runtime(), dial, properties).await
     }
 }
 

@@ -21,7 +21,7 @@ use super::connection::{arguments, close};
 use super::envelope;
 use super::epoch::{self, Minted};
 use super::error::{Doing, Error, reply};
-use crate::protocol::envelope::EnvelopeError;
+use crate::protocol::envelope::{EnvelopeError, Forbidden};
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::settlement::{Ack, DeliveryTag};
 use crate::protocol::task::Task;
@@ -49,8 +49,8 @@ impl Delivery {
     fn from_lapin(delivery: lapin::message::Delivery) -> Self {
         Self {
             tag: DeliveryTag(delivery.delivery_tag),
-            losses: envelope::losses(&delivery.properties),
-            redelivered: envelope::redelivered(&delivery.properties),
+            losses: envelope::losses(&delivery.properties, delivery.redelivered),
+            redelivered: delivery.redelivered,
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
             kept: None,
@@ -71,6 +71,11 @@ impl Delivery {
             }
         }
         self
+    }
+
+    /// A property that no task may have.
+    pub(crate) fn forbidden(&self) -> Option<Forbidden> {
+        envelope::envelope(&self.properties).forbidden()
     }
 
     /// The task in it.

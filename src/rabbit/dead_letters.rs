@@ -1,15 +1,12 @@
 //! The dead letters: what a worker or a router gave up, whole, with its reason.
-//!
-//! A dead letter is the message as it came, plus headers that say what
-//! happened. Properties that would make the broker do something else with it
-//! (expire it, copy it, check its user) are kept as headers too.
 
-use std::time::{Duration, SystemTime};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_lite::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use serde::Serialize;
 use tokio::time::sleep;
@@ -17,73 +14,19 @@ use tokio::time::sleep;
 use super::connection::{Connect, close, close_connection};
 use super::consumer::counts;
 use super::death::Death;
-use super::envelope::{self, BROKERS_OWN, envelope, number, text};
+use super::envelope::{self, envelope, number, text};
 use super::error::{Doing, Error};
-use super::publisher::{PublishError, Publisher, Route};
+use super::obituary::{AT, ATTEMPTS, BY, FROM, REASON};
+use super::publisher::{PublishError, Publisher, Route, Sent};
+use super::sieve::parts;
 use super::steering::order;
 use super::topology;
+use crate::backoff::Backoff;
 use crate::protocol::envelope::{EnvelopeError, RESOURCE_HEADER};
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::Topology;
 use crate::protocol::steering::{CANCELLED_BY, Change};
 use crate::protocol::task::{Task, TaskId};
-
-const REASON: &str = "x-keylane-reason";
-const ATTEMPTS: &str = "x-keylane-attempts";
-const BY: &str = "x-keylane-by";
-const AT: &str = "x-keylane-at-ms";
-const FROM: &str = "x-keylane-from";
-
-/// Why and by whom a message was given up.
-#[derive(Debug, Clone)]
-pub(crate) struct Obituary {
-    /// Why.
-    pub(crate) reason: String,
-    /// How often it was tried.
-    pub(crate) attempts: u32,
-    /// The worker or router.
-    pub(crate) by: String,
-    /// The queue that it was in.
-    pub(crate) from: String,
-}
-
-/// Publishes a message to the dead letters and waits for the confirm.
-pub(crate) async fn bury(
-    publisher: &Publisher,
-    dead: &Route,
-    properties: &BasicProperties,
-    payload: &Bytes,
-    obituary: &Obituary,
-) -> Result<(), PublishError> {
-    let long = |value: &str| AMQPValue::LongString(LongString::from(value));
-    let mut headers = FieldTable::default();
-    if let Some(original) = properties.headers() {
-        for (key, value) in original.inner() {
-            if BROKERS_OWN.contains(&key.as_str()) {
-                let kept = format!("x-keylane-was-{}", key.as_str().to_lowercase());
-                headers.insert(kept.as_str().into(), value.clone());
-            } else {
-                headers.insert(key.clone(), value.clone());
-            }
-        }
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    headers.insert(REASON.into(), long(&obituary.reason));
-    headers.insert(ATTEMPTS.into(), AMQPValue::LongLongInt(i64::from(obituary.attempts)));
-    headers.insert(BY.into(), long(&obituary.by));
-    headers.insert(FROM.into(), long(&obituary.from));
-    let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    headers.insert(AT.into(), AMQPValue::LongLongInt(now_ms));
-    for (name, value) in
-        [("expiration", properties.expiration()), ("user-id", properties.user_id())]
-    {
-        if let Some(value) = value {
-            headers.insert(format!("x-keylane-was-{name}").as_str().into(), long(value.as_str()));
-        }
-    }
-    let letter = envelope::kept(properties).with_delivery_mode(2).with_headers(headers);
-    publisher.send(dead, letter, payload.clone(), None).await?.confirmed().await
-}
 
 /// A message that was given up.
 #[derive(Debug, Clone, Serialize)]
@@ -114,6 +57,9 @@ pub struct DeadLetter {
     /// The payload as it came.
     #[serde(skip)]
     pub payload: Bytes,
+    /// The properties as they came, as bytes of AMQP 0-9-1, if they cannot be read.
+    #[serde(skip)]
+    pub unreadable: Option<Bytes>,
     #[serde(skip)]
     properties: BasicProperties,
     #[serde(skip)]
@@ -123,6 +69,11 @@ pub struct DeadLetter {
 impl DeadLetter {
     fn from_lapin(delivery: lapin::message::Delivery) -> Self {
         let properties = &delivery.properties;
+        let payload = Bytes::from(delivery.data);
+        let (unreadable, payload) = match parts(properties, &payload) {
+            Some((unreadable, payload)) => (Some(unreadable), payload),
+            None => (None, payload),
+        };
         let read = envelope(properties);
         let owned = |value: Option<&str>| value.map(str::to_owned);
         let mut letter = Self {
@@ -136,8 +87,9 @@ impl DeadLetter {
             from: owned(text(properties, FROM)),
             published_at_s: read.timestamp,
             dead_at_ms: number(properties, AT),
-            payload_bytes: delivery.data.len(),
-            payload: Bytes::from(delivery.data),
+            payload_bytes: payload.len(),
+            payload,
+            unreadable,
             properties: delivery.properties,
             tag: delivery.delivery_tag,
         };
@@ -178,9 +130,11 @@ pub enum ReplayError {
     Settle(#[from] Error),
 }
 
-/// How many letters are held at once, at the most: they are in memory, here and
-/// on the broker.
-const WINDOW: u32 = 10_000;
+/// How many letters are held at once, at the most: a prefetch has 16 bits.
+const WINDOW: u32 = u16::MAX as u32;
+
+/// How many letters are published again before the oldest of them is confirmed.
+const MAX_REPLAYS: usize = 500;
 
 /// A letter that is there comes at once. One that does not was taken by
 /// somebody else.
@@ -191,12 +145,15 @@ const NEXT_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOKS: u32 = 3;
 const LOOK_PACE: Duration = Duration::from_millis(100);
 
+/// A list takes less, also one on a page that asks for it again and again.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The dead letters, oldest first.
 ///
 /// Each letter that is taken is hidden from others until [`DeadLetters::close`]
 /// (or the end of the process) gives back what was neither replayed nor
-/// discarded, in its old place. At the most 10,000 are taken and kept; the ones
-/// behind them are not seen until some of those are replayed or discarded.
+/// discarded, in its old place. At most 65,535 are held; the ones behind them are not
+/// seen until some of those are replayed or discarded, and [`DeadLetters::left`] counts them.
 #[derive(Debug)]
 pub struct DeadLetters {
     connection: Connection,
@@ -211,39 +168,64 @@ pub struct DeadLetters {
     routes: Vec<Route>,
     publisher: Publisher,
     left: u32,
+    /// Other readers when it was opened.
+    others: u32,
+    /// Published again, and not confirmed; all over one session, in order.
+    replaying: VecDeque<(u64, Sent)>,
+    replayed: u32,
 }
 
 impl DeadLetters {
-    /// Connects. What comes into the dead letters from now on is not looked at,
-    /// so that replaying ends.
+    /// Connects, and waits up to 10 s for other readers to end: what they hold is hidden.
+    /// What comes into the dead letters from now on is not looked at, so that replaying ends.
+    ///
+    /// # Errors
+    /// [`Error::DeadLettersHeld`], [`Error::TopologyMissing`] and the errors of connecting.
+    pub async fn open(connect: &Connect) -> Result<Self, Error> {
+        let mut backoff = Backoff::new(Some(OTHERS_TIMEOUT));
+        loop {
+            let mut opened = Self::take(connect, WINDOW, true).await?;
+            // The broker counts us, too, and whoever has come meanwhile does the same.
+            let (_, consumers) =
+                counts(&opened.channel, &opened.queue).await?.known(&opened.queue)?;
+            let others = consumers.saturating_sub(1);
+            if opened.others == 0 && others == 0 {
+                return Ok(opened);
+            }
+            let queue = std::mem::take(&mut opened.queue);
+            opened.close().await;
+            let Some(delay) = backoff.next() else {
+                return Err(Error::DeadLettersHeld { queue, readers: others.max(1) });
+            };
+            sleep(delay).await;
+        }
+    }
+
+    /// Connects, and takes the oldest `most` of those that nobody else holds only, at most
+    /// 65,535: no more than that are hidden from others and in memory.
     ///
     /// # Errors
     /// [`Error::TopologyMissing`] and the errors of connecting.
-    pub async fn open(connect: &Connect) -> Result<Self, Error> {
-        Self::open_first(connect, WINDOW).await
+    pub async fn open_first(connect: &Connect, most: u32) -> Result<Self, Error> {
+        Self::take(connect, most, false).await
     }
 
-    /// Connects, and takes the oldest `most` of them only, at most 10,000: no more
-    /// than that are hidden from others and in memory.
-    ///
-    /// # Errors
-    /// As [`DeadLetters::open`].
-    pub async fn open_first(connect: &Connect, most: u32) -> Result<Self, Error> {
+    async fn take(connect: &Connect, most: u32, alone: bool) -> Result<Self, Error> {
         let connection = connect.open("dead letters").await?;
         let namespace: &Namespace = connect.namespace();
         let topology = topology::read(&connection, namespace).await?;
         let channel = connection.create_channel().await.doing("open a channel")?;
         let queue = namespace.dead();
         let missing = || Error::TopologyMissing { namespace: namespace.to_string() };
-        let mut left = 0;
+        let (mut left, mut others) = (0, 0);
         for look in 0..LOOKS {
             if look > 0 {
                 sleep(LOOK_PACE).await;
             }
             let counted = counts(&channel, &queue).await?;
-            (left, _) =
+            (left, others) =
                 if counted.exists() { counted.known(&queue)? } else { return Err(missing()) };
-            if left > 0 {
+            if left > 0 && !(alone && others > 0) {
                 break;
             }
         }
@@ -269,10 +251,15 @@ impl DeadLetters {
             routes,
             publisher,
             left,
+            others,
+            replaying: VecDeque::new(),
+            replayed: 0,
         })
     }
 
-    /// How many there were when it was opened, less those that were taken.
+    /// How many there were when it was opened, less those that were taken. If any are left when
+    /// [`DeadLetters::next`] has no more, they lie behind as many as can be held, or somebody
+    /// else has taken them.
     #[must_use]
     pub fn left(&self) -> u32 {
         self.left
@@ -310,7 +297,24 @@ impl DeadLetters {
     /// # Cancel safety
     /// It may be published and stay in the dead letters as well.
     pub async fn replay(&mut self, letter: DeadLetter) -> Result<(), ReplayError> {
+        self.begin_replay(letter).await?;
+        self.finish_replays().await
+    }
+
+    /// The same without waiting for the broker's confirm, for many letters one after another:
+    /// they are published in this order. [`DeadLetters::finish_replays`] ends it.
+    ///
+    /// # Errors
+    /// [`ReplayError::NoTask`] is about this letter, which stays, and others may follow. Anything
+    /// else may be about one before it: begin no more of them, since they would overtake it.
+    ///
+    /// # Cancel safety
+    /// As [`DeadLetters::replay`].
+    pub async fn begin_replay(&mut self, letter: DeadLetter) -> Result<(), ReplayError> {
         let task = letter.task()?;
+        while self.replaying.len() >= MAX_REPLAYS {
+            self.finish_oldest_replay().await?;
+        }
         let id = task.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().into());
         if letter.reason.starts_with(CANCELLED_BY) {
             // The id by which workers know it.
@@ -320,12 +324,41 @@ impl DeadLetters {
             withdrawn.map_err(ReplayError::Cancelled)?;
         }
         let route = &self.routes[self.topology.partition_of(&task.resource).number() as usize];
-        self.publisher
-            .send_task(route, &task, &id, task.origin.as_ref(), None)
-            .await?
-            .confirmed()
-            .await?;
-        Ok(self.discard(letter).await?)
+        // None is sent over a new connection while it is not known what became of those before.
+        let session = self.replaying.back().map(|(_, sent)| sent.session());
+        let sending = self.publisher.send_task(route, &task, &id, task.origin.as_ref(), session);
+        self.replaying.push_back((letter.tag, sending.await?));
+        Ok(())
+    }
+
+    /// Waits until all replays that have begun are confirmed, and takes their letters out.
+    ///
+    /// # Errors
+    /// [`ReplayError`] of the first one that failed; the others are seen through.
+    ///
+    /// # Cancel safety
+    /// As [`DeadLetters::replay`].
+    pub async fn finish_replays(&mut self) -> Result<(), ReplayError> {
+        let mut finished = Ok(());
+        while !self.replaying.is_empty() {
+            let oldest = self.finish_oldest_replay().await;
+            finished = finished.and(oldest);
+        }
+        finished
+    }
+
+    /// How many letters were replayed and taken out.
+    #[must_use]
+    pub fn replayed(&self) -> u32 {
+        self.replayed
+    }
+
+    async fn finish_oldest_replay(&mut self) -> Result<(), ReplayError> {
+        let Some((tag, sent)) = self.replaying.pop_front() else { return Ok(()) };
+        sent.confirmed().await?;
+        self.remove(tag).await?;
+        self.replayed += 1;
+        Ok(())
     }
 
     /// Removes a letter for good.
@@ -333,7 +366,11 @@ impl DeadLetters {
     /// # Errors
     /// When the connection is lost: then it stays.
     pub async fn discard(&mut self, letter: DeadLetter) -> Result<(), Error> {
-        let ack = self.channel.basic_ack(letter.tag, BasicAckOptions::default());
+        self.remove(letter.tag).await
+    }
+
+    async fn remove(&mut self, tag: u64) -> Result<(), Error> {
+        let ack = self.channel.basic_ack(tag, BasicAckOptions::default());
         ack.await.doing("remove a dead letter")?;
         self.kept -= 1;
         Ok(())

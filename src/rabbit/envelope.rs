@@ -7,6 +7,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
 use super::death::X_DEATH;
+use super::sieve::UNREADABLE;
 use crate::protocol::envelope::{
     Envelope, Header, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER,
     TRACESTATE_HEADER,
@@ -19,7 +20,7 @@ const PERSISTENT: u8 = 2;
 
 /// How often a channel that held it went, by the broker's count.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
-/// How often it was handed out and came back, since RabbitMQ 4.3.
+/// How often it was delivered and came back, since RabbitMQ 4.3.
 pub(super) const ACQUIRED_COUNT: &str = "x-acquired-count";
 
 /// The properties of a task's message, from this origin. `None` if the kind, the content type
@@ -63,8 +64,8 @@ pub(crate) fn properties(
 }
 
 /// The properties of a message from the inbox, as a task's: durable, with an id
-/// and a time. Left out is what would make the broker expire it, refuse it, or
-/// copy it to other queues. `again` says that it may have been forwarded before;
+/// and a time. Left out is what would make the broker reorder it, expire it, refuse it,
+/// or copy it to other queues. `again` says that it may have been forwarded before;
 /// `context` is the span that forwards it, if there is one.
 pub(crate) fn forwarded(
     properties: &BasicProperties,
@@ -121,8 +122,8 @@ pub(crate) fn kept(properties: &BasicProperties) -> BasicProperties {
     }
     keep!(
         content_type => with_content_type, content_encoding => with_content_encoding,
-        priority => with_priority, correlation_id => with_correlation_id,
-        reply_to => with_reply_to, message_id => with_message_id,
+        correlation_id => with_correlation_id, reply_to => with_reply_to,
+        message_id => with_message_id,
         timestamp => with_timestamp, kind => with_type, app_id => with_app_id
     );
     kept
@@ -153,6 +154,9 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
         content_type: properties.content_type().as_ref().map(ShortString::as_str),
         app_id: properties.app_id().as_ref().map(ShortString::as_str),
         timestamp: *properties.timestamp(),
+        priority: *properties.priority(),
+        unreadable: text(properties, UNREADABLE),
+        expires: properties.expiration().is_some(),
         resource: header(properties, RESOURCE_HEADER).map(untrusted),
         timestamp_ms: number(properties, TIMESTAMP_MS_HEADER),
         traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
@@ -161,17 +165,11 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
     }
 }
 
-/// Whether any consumer held this message before. One whose *node* was lost raises
-/// the second count only.
-pub(crate) fn redelivered(properties: &BasicProperties) -> bool {
-    let raised = |name| number(properties, name).is_some_and(|count| count > 0);
-    raised(DELIVERY_COUNT) || raised(ACQUIRED_COUNT)
-}
-
 /// How many channels that held this message were closed or lost. The broker does not tell an
 /// owner that gave up from one that died, and on 4.3 it does not count one whose *node* was lost.
-pub(crate) fn losses(properties: &BasicProperties) -> u32 {
-    let closed = number(properties, DELIVERY_COUNT).unwrap_or(0);
+/// It overwrites a publisher's own count only in what it has `redelivered`.
+pub(crate) fn losses(properties: &BasicProperties, redelivered: bool) -> u32 {
+    let closed = number(properties, DELIVERY_COUNT).filter(|_| redelivered).unwrap_or(0);
     u32::try_from(closed.max(0)).unwrap_or(u32::MAX)
 }
 
@@ -242,26 +240,28 @@ fn untrusted(value: &AMQPValue) -> Header<'_> {
 pub(crate) mod fuzz {
     use bytes::Bytes;
     use lapin::BasicProperties;
-    use lapin::protocol::basic::parse_properties;
 
-    use super::{envelope as read, forwarded, losses, properties, redelivered};
+    use super::{envelope as read, forwarded, losses, properties};
     use crate::protocol::envelope::EnvelopeError;
     use crate::protocol::task::{Task, TaskId};
+    use crate::rabbit::header_size;
+    use crate::rabbit::sieve::fuzz as sieve;
 
-    /// A message: its properties as they come over the wire, then its payload.
+    /// A message whose properties are these bytes: the client library can read what is passed
+    /// on to it, and nothing of it is lost.
     pub fn envelope(bytes: &[u8]) {
-        if let Ok((payload, properties)) = parse_properties(bytes) {
-            message(&properties, payload);
-        }
+        let (properties, payload) = sieve::message(bytes, b"payload");
+        message(&properties, &payload);
     }
 
     /// A message whose properties were read.
     pub fn message(original: &BasicProperties, payload: &[u8]) {
+        header_size::check(original);
         let payload = Bytes::copy_from_slice(payload);
         let task = |properties: &BasicProperties| -> Result<Task, EnvelopeError> {
             read(properties).into_task(payload.clone())
         };
-        assert!(losses(original) == 0 || redelivered(original));
+        assert_eq!(losses(original, false), 0, "a publisher's own count");
         let sent_on = task(&forwarded(original, false, None));
         match task(original) {
             Err(error) => assert_eq!(sent_on, Err(error), "the router changes nothing"),
@@ -288,22 +288,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loss_is_a_channel_that_went_and_any_count_is_a_redelivery() {
-        let counted = |closed: Option<i64>, acquired: Option<i64>| {
+    fn a_loss_is_counted_by_the_broker_and_by_nobody_else() {
+        let counted = |closed: Option<i64>, redelivered| {
             let mut headers = FieldTable::default();
-            for (name, count) in [(DELIVERY_COUNT, closed), (ACQUIRED_COUNT, acquired)] {
-                if let Some(count) = count {
-                    headers.insert(name.into(), AMQPValue::LongLongInt(count));
-                }
+            if let Some(count) = closed {
+                headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongLongInt(count));
             }
-            let properties = BasicProperties::default().with_headers(headers);
-            (losses(&properties), redelivered(&properties))
+            losses(&BasicProperties::default().with_headers(headers), redelivered)
         };
-        assert_eq!(counted(None, None), (0, false));
-        assert_eq!(counted(Some(3), None), (3, true), "4.0 has one count");
-        assert_eq!(counted(Some(2), Some(2)), (2, true), "two channels went");
-        assert_eq!(counted(None, Some(1)), (0, true), "its node was lost");
-        assert_eq!(counted(Some(i64::MAX), Some(i64::MIN)), (u32::MAX, true));
-        assert_eq!(counted(Some(-1), None), (0, false));
+        assert_eq!(counted(None, false), 0);
+        assert_eq!(counted(Some(3), true), 3);
+        assert_eq!(counted(None, true), 0, "its node was lost");
+        assert_eq!(counted(Some(3), false), 0, "its publisher wrote that");
+        assert_eq!(counted(Some(i64::MAX), true), u32::MAX);
+        assert_eq!(counted(Some(-1), true), 0);
     }
 }

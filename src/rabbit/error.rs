@@ -212,6 +212,16 @@ pub enum Error {
         /// What was tried.
         doing: String,
     },
+    /// Somebody else reads the dead letters, and what he holds cannot be seen.
+    #[error(
+        "{readers} others read {queue} and hide what they hold: end `keylane dead` in other terminals, close pages that act on dead letters, and try again"
+    )]
+    DeadLettersHeld {
+        /// The queue.
+        queue: String,
+        /// How many others.
+        readers: u32,
+    },
     /// The broker has not answered for so long that it may take us for dead.
     #[error(
         "the broker has not answered for {seconds} s: what runs is aborted before it is given to another worker"
@@ -271,6 +281,7 @@ impl Error {
             | Self::TopologyDiffers { .. }
             | Self::TopologyUnreadable { .. }
             | Self::Conflict { .. }
+            | Self::DeadLettersHeld { .. }
             | Self::QueueMissing { .. } => false,
         }
     }
@@ -290,6 +301,7 @@ impl Error {
             | Self::Minority { .. }
             | Self::QueueSilent { .. }
             | Self::Blocked { .. }
+            | Self::DeadLettersHeld { .. }
             | Self::LimitReached { .. }
             | Self::Broker { .. }
             | Self::Tls { .. }

@@ -24,6 +24,7 @@ use super::connection::{CLOSE_TIMEOUT, Connect, confirm_channel, say_goodbye};
 use super::consumer::Delivery;
 use super::envelope;
 use super::error::{Error, reply};
+use super::header_size::frame_bytes;
 use super::topology;
 use crate::backoff::Backoff;
 use crate::protocol::names::Namespace;
@@ -47,6 +48,16 @@ pub enum PublishError {
     )]
     TooLarge {
         /// Size of the payload.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The headers do not fit into a frame of the connection. Nothing was sent.
+    #[error(
+        "its headers have {bytes} bytes, and the broker takes {limit} beside what it adds: put them into the payload, or raise frame_max on the broker"
+    )]
+    HeadersTooLarge {
+        /// Size of all properties on the wire.
         bytes: usize,
         /// The limit.
         limit: usize,
@@ -88,6 +99,7 @@ impl PublishError {
             Self::Indeterminate { .. } => true,
             Self::Invalid { .. }
             | Self::TooLarge { .. }
+            | Self::HeadersTooLarge { .. }
             | Self::Unroutable { .. }
             | Self::Nacked { .. }
             | Self::NotSent(_) => false,
@@ -210,6 +222,18 @@ struct Session {
     listener: AbortHandle,
 }
 
+/// What the broker adds to the headers of a message that it delivers again, and some more: the
+/// client library gives up a connection on which it receives a larger frame than was agreed.
+const HEADROOM_BYTES: usize = 1024;
+
+impl Session {
+    /// Bytes of the largest header frame that may be sent.
+    fn header_limit(&self) -> usize {
+        let frame_max = self.connection.configuration().frame_max() as usize;
+        frame_max.saturating_sub(HEADROOM_BYTES)
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         self.listener.abort();
@@ -276,6 +300,10 @@ impl Publisher {
         let Some(session) = slot.as_ref() else {
             return Err(PublishError::Indeterminate { reason: "no session".to_owned() });
         };
+        let (bytes, limit) = (frame_bytes(&properties), session.header_limit());
+        if bytes > limit {
+            return Err(PublishError::HeadersTooLarge { bytes, limit });
+        }
         let (channel, to, bytes) = (Arc::clone(&session.channel), route.clone(), payload.len());
         let Route { exchange, key } = route.clone();
         let label = Label { exchange, key, id: properties.message_id().clone() };

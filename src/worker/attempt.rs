@@ -12,6 +12,7 @@ use super::stints::{Stint, Stints};
 use crate::handler::{Attempt, Failure, Lacking};
 use crate::protocol::lanes::Outcome;
 use crate::protocol::result::TaskResult;
+use crate::protocol::text::cut_reason;
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::Delivery;
 
@@ -47,7 +48,7 @@ pub(super) async fn run<E: Execute>(
         Err(Failure::failed(format!("no end after {:?}{words}", limit.unwrap_or_default())))
     });
     let mut lacking = None;
-    let outcome = match result {
+    let mut outcome = match result {
         Ok(()) => Outcome::Executed,
         Err(Failure::Retry { after, reason }) => Outcome::Failed { not_before: after, reason },
         Err(Failure::Failed { reason }) => Outcome::Failed { not_before: None, reason },
@@ -57,6 +58,9 @@ pub(super) async fn run<E: Execute>(
             Outcome::Refused { reason }
         }
     };
+    if let Outcome::Failed { reason, .. } | Outcome::Dead { reason } = &mut outcome {
+        cut_reason(reason);
+    }
     let result = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
     Ended { outcome, result, lacking }
 }

@@ -36,6 +36,7 @@ use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::partition::PartitionId;
 use crate::protocol::settlement::DeliveryTag;
+use crate::protocol::text::cut_reason;
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
 use crate::rabbit::error::Error;
@@ -414,10 +415,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
             Ok(ended) => ended,
             Err(error) => {
                 let id = error.id();
-                let reason = match error.try_into_panic() {
+                let mut reason = match error.try_into_panic() {
                     Ok(panic) => format!("the handler panicked: {}", message(panic.as_ref())),
                     Err(error) => format!("the handler was stopped: {error}"),
                 };
+                cut_reason(&mut reason);
                 (id, Outcome::Failed { not_before: None, reason }.into())
             }
         };

@@ -97,6 +97,34 @@ async fn dead_letters_are_shown_replayed_and_discarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_publishers_and_handlers_write_forges_no_line_and_steers_no_terminal() {
+    let user = User::with_partitions(1).await;
+    let evil = "a\\n2026-01-01 INFO forged\\u001b[2J\\u009b1m";
+    publish(&user, &format!("{{\"r\":\"{evil}\",\"id\":\"{evil}\"}}\n"));
+    let script = "printf 'no\\n2026-01-01 ERROR forged\\033[2J' >&2; exit 1";
+    let worked = work(&user, &["--exec", script, "--attempts", "1"]);
+    let named: String = serde_json::from_str(&format!("\"{evil}\"")).unwrap();
+    let commands = [
+        user.succeeds(&["dead", "list"]),
+        user.succeeds(&["dead", "list", "--json"]),
+        user.succeeds(&["history", "--resource", &named]),
+        user.succeeds(&["task", &named]),
+        user.succeeds(&["verify"]),
+        user.succeeds(&["pause", "--resource", &named]),
+        user.succeeds(&["status"]),
+        user.succeeds(&["resume", "--resource", &named]),
+    ];
+    assert!(worked.err.contains("to the dead letters"), "{worked:?}");
+    for ran in commands.iter().chain([&worked]) {
+        let text = format!("{}{}", ran.out, ran.err);
+        let hidden = |c: char| c.is_control() && c != '\n';
+        assert!(!text.contains(hidden), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{text}");
+    }
+    assert!(commands[0].out.lines().count() == 1, "{}", commands[0].out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pipe_keeps_its_children_and_their_answers_decide() {
     let user = User::with_partitions(4).await;
     let mut lines = String::new();

@@ -7,6 +7,7 @@
 pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod stores;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

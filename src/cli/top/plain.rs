@@ -1,10 +1,10 @@
 //! One picture for a pipe.
 
-use super::super::output::in_line;
 use super::super::progress::grouped;
 use super::panes::span;
 use super::screen::{executed_rate, rate};
 use crate::dashboard::snapshot::Snapshot;
+use crate::protocol::text::OneLine;
 
 /// Rows of a list, at the most.
 const MOST: usize = 10;
@@ -39,13 +39,13 @@ pub(super) fn print(snapshot: &Snapshot) {
         out!("stuck: partition {}, {} ready, for {since}", stuck.partition, stuck.ready);
     }
     for hot in snapshot.hot.iter().take(MOST) {
-        let name = in_line(hot.resource.as_str());
+        let name = OneLine(hot.resource.as_str()).to_string();
         let (busy, each) = (hot.busy * 100.0, span(hot.mean_us));
         out!("resource {name}: busy {busy:.0} %, {} tasks/s, each {each}", rate(hot.per_s));
     }
     for retrying in snapshot.retrying.iter().take(MOST) {
-        let name = in_line(retrying.resource.as_str());
-        let reason = in_line(retrying.reason.as_deref().unwrap_or_default());
+        let name = OneLine(retrying.resource.as_str()).to_string();
+        let reason = OneLine(retrying.reason.as_deref().unwrap_or_default()).to_string();
         out!("retrying: {name}, attempt {} failed: {reason}", retrying.attempt);
     }
 }

@@ -34,6 +34,7 @@ use crate::protocol::history::{Process, TimeOfDay};
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::PartitionId;
 use crate::protocol::task::Resource;
+use crate::protocol::text::OneLine;
 
 /// A record, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +59,7 @@ impl fmt::Display for Entry {
         let Record { task, at_us, attempt, epoch, slot, sequence, .. } = &self.record;
         let process = Process { worker: self.worker.clone(), slot: *slot };
         let (from, to) = (TimeOfDay(*at_us), TimeOfDay(self.record.end_us()));
+        let task = OneLine(task.as_str());
         write!(f, "task {task} on {process} from {from} to {to} (attempt {attempt}")?;
         if let Some(epoch) = epoch {
             write!(f, ", epoch {epoch}")?;
@@ -75,7 +77,7 @@ impl fmt::Display for Entry {
 #[non_exhaustive]
 pub enum Finding {
     /// Two executions on one resource at once.
-    #[error("overlap of {overlap_us} µs on resource {}:\n  {first}\n  {second}", first.record.resource)]
+    #[error("overlap of {overlap_us} µs on resource {}:\n  {first}\n  {second}", OneLine(first.record.resource.as_str()))]
     Overlap {
         /// For how long.
         overlap_us: u64,
@@ -95,7 +97,7 @@ pub enum Finding {
     /// An executed task was executed again, and nothing explains it.
     #[error(
         "executed twice, and neither redelivered nor published again, on resource {}:\n  first from {} on {first_worker}\n  {again}",
-        again.record.resource, TimeOfDay(*first_at_us)
+        OneLine(again.record.resource.as_str()), TimeOfDay(*first_at_us)
     )]
     AlreadyExecuted {
         /// Who executed it first.
@@ -106,7 +108,7 @@ pub enum Finding {
         again: Box<Entry>,
     },
     /// A task started after a later one of the same producer and resource.
-    #[error("order broken on resource {}:\n  {overtaken}\n  started after {earlier}", overtaken.record.resource)]
+    #[error("order broken on resource {}:\n  {overtaken}\n  started after {earlier}", OneLine(overtaken.record.resource.as_str()))]
     OutOfOrder {
         /// The one that started too early.
         earlier: Box<Entry>,

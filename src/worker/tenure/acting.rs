@@ -12,7 +12,8 @@ use crate::handler::{Attempt, Lacking};
 use crate::protocol::crashes::Suspicion;
 use crate::protocol::lanes::Outcome;
 use crate::protocol::settlement::DeliveryTag;
-use crate::rabbit::dead_letters::{Obituary, bury};
+use crate::protocol::text::cut_reason;
+use crate::rabbit::obituary::{Obituary, bury};
 use crate::spans::AttemptSpans;
 use crate::worker::attempt::{self, Caution, DEAD_LETTER_RETRY};
 use crate::worker::held::HeldDelivery;
@@ -141,8 +142,9 @@ impl<E: Execute> Tenure<'_, E> {
 
     /// Publishes a dead letter, however long that takes: the delivery stays
     /// unsettled until it is confirmed.
-    pub(super) fn dead_letter(&mut self, tag: DeliveryTag, attempts: u32, reason: String) {
+    pub(super) fn dead_letter(&mut self, tag: DeliveryTag, attempts: u32, mut reason: String) {
         let Some(held) = self.deliveries.get_mut(&tag) else { return };
+        cut_reason(&mut reason);
         held.obituary = Some(reason.clone());
         let delivery = Arc::clone(&held.delivery);
         let session = Arc::clone(&self.session);

@@ -9,16 +9,17 @@ use super::Tenure;
 use crate::protocol::crashes::{Suspicion, judge};
 use crate::protocol::lanes::{Input, Outcome};
 use crate::protocol::names::Namespace;
+use crate::protocol::partition::PartitionId;
 use crate::protocol::settlement::DeliveryTag;
 use crate::protocol::steering::Cancellation;
 use crate::protocol::task::{Task, TaskId};
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::Delivery;
 use crate::rabbit::error::Error;
-use crate::worker::Execute;
 use crate::worker::held::HeldDelivery;
 use crate::worker::steered::View;
 use crate::worker::stints;
+use crate::worker::{Execute, Source};
 
 impl<E: Execute> Tenure<'_, E> {
     /// Takes a delivery in, and tells the lanes what it is.
@@ -26,10 +27,9 @@ impl<E: Execute> Tenure<'_, E> {
         let tag = delivery.tag;
         self.counting.delivered(delivery.redelivered);
         self.session.held[self.index].note_served();
-        let task = match delivery.task() {
+        let task = match self.admitted(&delivery) {
             Ok(task) => task,
-            Err(error) => {
-                let reason = error.to_string();
+            Err(reason) => {
                 let held = HeldDelivery::new(delivery, None, Suspicion::None);
                 self.deliveries.insert(tag, held);
                 return self.apply(Input::Unusable { tag, resource: None, reason });
@@ -84,6 +84,21 @@ impl<E: Execute> Tenure<'_, E> {
             }
             None => outcome,
         }
+    }
+
+    /// The task in a delivery, or the reason why it must not run here.
+    fn admitted(&self, delivery: &Delivery) -> Result<Task, String> {
+        let task = delivery.task().map_err(|error| error.to_string())?;
+        // A router mends both: it forwards a task without, and to its own partition.
+        if self.session.shared.source == Source::Partitions {
+            if let Some(forbidden) = delivery.forbidden() {
+                return Err(forbidden.to_string());
+            }
+            let from = PartitionId::new(self.index as u32);
+            let placed = self.session.topology.check_place(&task.resource, from);
+            placed.map_err(|misplaced| misplaced.to_string())?;
+        }
+        Ok(task)
     }
 
     /// By whose order this task is not to be started.
