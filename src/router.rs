@@ -9,6 +9,7 @@
 //! one resource hashes in the producer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,9 @@ impl Execute for Forward {
             Err(error) => Err(error),
         };
         unanswered.ended(forwarded.as_ref().map(drop));
+        if forwarded.as_ref().is_err_and(PublishError::is_indeterminate) {
+            delivery.forwarding.unsure.store(true, Ordering::Relaxed);
+        }
         forwarded.map_err(|error| match error {
             PublishError::Invalid { .. } | PublishError::TooLarge { .. } => {
                 Failure::dead(error.to_string())

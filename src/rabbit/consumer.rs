@@ -6,6 +6,8 @@
 //! channel first: unsettled deliveries go back in order.
 
 use std::num::NonZeroU16;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, Queu
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::connection::close;
 use super::envelope;
@@ -34,10 +37,23 @@ pub(crate) struct Delivery {
     pub(crate) losses: u32,
     /// Whether any channel held it before: it may have been executed.
     pub(crate) redelivered: bool,
+    /// How often it was held before.
+    pub(crate) times_held: u32,
     /// The properties as they came, for the dead letters.
     pub(crate) properties: BasicProperties,
     /// The body.
     pub(crate) payload: Bytes,
+    /// Of a message of the inbox.
+    pub(crate) forwarding: Forwarding,
+}
+
+/// What a router knows of its earlier tries to send a message on.
+#[derive(Debug, Default)]
+pub(crate) struct Forwarding {
+    /// For one that has none of its publisher.
+    pub(crate) id: OnceLock<Uuid>,
+    /// One that was not answered: a copy may be there.
+    pub(crate) unsure: AtomicBool,
 }
 
 impl Delivery {
@@ -46,8 +62,10 @@ impl Delivery {
             tag: DeliveryTag(delivery.delivery_tag),
             losses: envelope::losses(&delivery.properties),
             redelivered: envelope::redelivered(&delivery.properties),
+            times_held: envelope::times_held(&delivery.properties),
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
+            forwarding: Forwarding::default(),
         }
     }
 

@@ -98,7 +98,7 @@ pub struct DeadLetter {
     pub content_type: Option<String>,
     /// Why it was given up.
     pub reason: String,
-    /// How often it was tried since its last hand-over.
+    /// How often it was tried, with earlier owners as well where that is known.
     pub attempts: i64,
     /// The worker or router that gave it up.
     pub by: Option<String>,
@@ -303,7 +303,7 @@ impl DeadLetters {
     /// # Cancel safety
     /// It may be published and stay in the dead letters as well.
     pub async fn replay(&mut self, letter: DeadLetter) -> Result<(), ReplayError> {
-        let task = letter.task()?;
+        let task = Task { replayed: true, ..letter.task()? };
         let id = task.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().into());
         if letter.reason.starts_with(CANCELLED_BY) {
             // The id by which workers know it.

@@ -7,8 +7,8 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
 use crate::protocol::envelope::{
-    Envelope, Header, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER,
-    TRACESTATE_HEADER,
+    Envelope, Header, REPLAYED_HEADER, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER,
+    TRACEPARENT_HEADER, TRACESTATE_HEADER,
 };
 use crate::protocol::task::{Origin, Task, TaskId};
 use crate::protocol::trace_context::TraceContext;
@@ -43,6 +43,9 @@ pub(crate) fn properties(
     if origin.is_some_and(|origin| origin.republished) {
         headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
     }
+    if task.replayed {
+        headers.insert(REPLAYED_HEADER.into(), AMQPValue::Boolean(true));
+    }
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id.as_str().into())
@@ -62,11 +65,12 @@ pub(crate) fn properties(
 }
 
 /// The properties of a message from the inbox, as a task's: durable, with an id
-/// and a time. Left out is what would make the broker expire it, refuse it, or
-/// copy it to other queues. `again` says that it may have been forwarded before;
+/// (`made`, if it has none) and a time. Left out is what would make the broker expire
+/// it, refuse it, or copy it to other queues. `again` says that it may have been forwarded before;
 /// `context` is the span that forwards it, if there is one.
 pub(crate) fn forwarded(
     properties: &BasicProperties,
+    made: &Uuid,
     again: bool,
     context: Option<&TraceContext>,
 ) -> BasicProperties {
@@ -94,7 +98,7 @@ pub(crate) fn forwarded(
         headers.insert(TIMESTAMP_MS_HEADER.into(), published_ms);
     }
     let id = properties.message_id().clone();
-    let id = id.unwrap_or_else(|| Uuid::now_v7().hyphenated().to_string().into());
+    let id = id.unwrap_or_else(|| made.hyphenated().to_string().into());
     kept(properties)
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id)
@@ -156,6 +160,7 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
         traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
         tracestate: header(properties, TRACESTATE_HEADER).map(untrusted),
         republished: header(properties, REPUBLISHED_HEADER) == Some(&AMQPValue::Boolean(true)),
+        replayed: header(properties, REPLAYED_HEADER) == Some(&AMQPValue::Boolean(true)),
     }
 }
 
@@ -164,6 +169,14 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
 pub(crate) fn redelivered(properties: &BasicProperties) -> bool {
     let raised = |name| number(properties, name).is_some_and(|count| count > 0);
     raised(DELIVERY_COUNT) || raised(ACQUIRED_COUNT)
+}
+
+/// How often a consumer held this message and did not settle it. More than it was, never less:
+/// the broker counts twice what was closed or lost, in two counts of which one may be missing.
+pub(crate) fn times_held(properties: &BasicProperties) -> u32 {
+    let count = |name| number(properties, name).unwrap_or(0).max(0);
+    let held = count(DELIVERY_COUNT).max(count(ACQUIRED_COUNT));
+    u32::try_from(held).unwrap_or(u32::MAX)
 }
 
 /// How many channels that held this message were closed or lost. The broker does not tell an
@@ -260,7 +273,7 @@ pub(crate) mod fuzz {
             read(properties).into_task(payload.clone())
         };
         assert!(losses(original) == 0 || redelivered(original));
-        let sent_on = task(&forwarded(original, false, None));
+        let sent_on = task(&forwarded(original, &uuid::Uuid::now_v7(), false, None));
         match task(original) {
             Err(error) => assert_eq!(sent_on, Err(error), "the router changes nothing"),
             Ok(task_read) => {
@@ -295,13 +308,14 @@ mod tests {
                 }
             }
             let properties = BasicProperties::default().with_headers(headers);
-            (losses(&properties), redelivered(&properties))
+            (losses(&properties), times_held(&properties), redelivered(&properties))
         };
-        assert_eq!(counted(None, None), (0, false));
-        assert_eq!(counted(Some(3), None), (3, true), "4.0 has one count");
-        assert_eq!(counted(Some(2), Some(2)), (2, true), "two channels went");
-        assert_eq!(counted(None, Some(1)), (0, true), "its node was lost");
-        assert_eq!(counted(Some(i64::MAX), Some(i64::MIN)), (u32::MAX, true));
-        assert_eq!(counted(Some(-1), None), (0, false));
+        assert_eq!(counted(None, None), (0, 0, false));
+        assert_eq!(counted(Some(3), None), (3, 3, true), "4.0 has one count");
+        assert_eq!(counted(Some(2), Some(2)), (2, 2, true), "two channels went");
+        assert_eq!(counted(Some(1), Some(2)), (1, 2, true), "one of them with its node");
+        assert_eq!(counted(None, Some(1)), (0, 1, true), "its node was lost");
+        assert_eq!(counted(Some(i64::MAX), Some(i64::MIN)), (u32::MAX, u32::MAX, true));
+        assert_eq!(counted(Some(-1), None), (0, 0, false));
     }
 }

@@ -38,18 +38,20 @@ pub(super) async fn run<E: Execute>(
         Err(Failure::Dead { reason }) => Outcome::Dead { reason },
     };
     let result = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
-    Ended { outcome, result }
+    Ended { outcome, result, failed_before: 0 }
 }
 
 /// How an attempt ended, and what its handler said of it.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) result: TaskResult,
+    /// Attempts that failed with earlier owners. Looked for when the first one fails here.
+    pub(super) failed_before: u32,
 }
 
 impl From<Outcome> for Ended {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, result: TaskResult::NONE }
+        Self { outcome, result: TaskResult::NONE, failed_before: 0 }
     }
 }
 

@@ -31,6 +31,7 @@ use self::stints::Stints;
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure, Handler};
 use crate::metrics::{Figures, Metrics};
+use crate::protocol::copies::Copies;
 use crate::protocol::crashes::MaxCrashes;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::{PartitionId, Topology};
@@ -121,8 +122,10 @@ pub struct WorkerSummary {
     pub dead_lettered: u64,
     /// Deliveries that another owner, or this one before, had held already.
     pub redelivered: u64,
-    /// Of these, tasks that had been executed, by the journal: they were acked.
+    /// Of these, tasks that had been settled, by the journal: they were acked.
     pub suppressed: u64,
+    /// Deliveries that were acked because another copy of the task had been executed here.
+    pub superseded: u64,
     /// Running attempts that were aborted, because the drain took too long or
     /// the broker was lost. They are executed again.
     pub aborted: u64,
@@ -251,6 +254,7 @@ struct Shared<E> {
     executor: E,
     slots: Arc<Semaphore>,
     stints: Stints,
+    copies: Mutex<Copies>,
     /// Made by the first session, kept by the others. `None` if there is to be none.
     journal: OnceLock<Option<Arc<Journal>>>,
     figures: Arc<Figures>,
@@ -294,6 +298,7 @@ impl<E> Shared<E> {
             source,
             executor,
             stints: Stints::new(Arc::clone(&metrics.figures)),
+            copies: Mutex::default(),
             journal: OnceLock::new(),
             figures: metrics.figures,
             tracer: Tracer::global(),
@@ -303,6 +308,10 @@ impl<E> Shared<E> {
             plan: Mutex::default(),
             dropped: CancellationToken::new(),
         }
+    }
+
+    fn copies(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn last_plan(&self) -> Option<Arc<Plan>> {
@@ -326,6 +335,7 @@ impl<E> Shared<E> {
             dead_lettered: read(&figures.dead_lettered),
             redelivered: read(&figures.redelivered),
             suppressed: read(&figures.suppressed),
+            superseded: read(&figures.superseded),
             aborted: read(&figures.aborted),
             reconnects: read(&figures.reconnects),
         }

@@ -5,10 +5,11 @@
 //! another one, and no handler outlives it.
 
 mod acting;
+mod claiming;
 mod journaling;
 mod judging;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::partition::PartitionId;
 use crate::protocol::settlement::DeliveryTag;
+use crate::protocol::suppression::Suppression;
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
 use crate::rabbit::error::Error;
@@ -56,13 +58,16 @@ pub(super) struct Tenure<'a, E> {
     /// A slot that the next start takes.
     slot: Option<OwnedSemaphorePermit>,
     claims: Option<Arc<ClaimRegister>>,
+    /// When they are looked at again, if they could not be read.
+    claims_due: Option<Instant>,
     returned: Returned,
     recording: Recording,
     counting: Counting,
-    /// Since when the partition is ours, at the latest; and what was executed by
-    /// then.
+    /// Since when the partition is ours, at the latest; and what was settled and not acked by
+    /// then, nothing if that is not known.
     owned_since: Option<Instant>,
-    executed: Option<Lately>,
+    settled: Option<Lately>,
+    suppression: Suppression,
     mint: Mint,
     /// What operators have ordered.
     view: watch::Receiver<View>,
@@ -123,11 +128,13 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slots,
             slot: None,
             claims: None,
+            claims_due: None,
             returned: Returned::default(),
             recording,
             counting,
             owned_since: None,
-            executed: None,
+            settled: None,
+            suppression: Suppression::default(),
             mint,
             view,
             leaving: false,
@@ -166,6 +173,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.counting.aborted(self.running.len());
         self.running.shutdown().await;
         self.dead_letters.shutdown().await;
+        self.take_claims_back().await;
         self.record_aborted();
         if !lost {
             self.settle().await;
@@ -258,6 +266,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 self.counting.dead_lettered();
                 let reason = self.deliveries.get_mut(&tag).and_then(|held| held.obituary.take());
                 self.record(tag, journal::Outcome::DeadLettered, reason.as_deref());
+                self.forget_evidence(tag);
                 self.session.held[self.index].note_settled();
                 self.deliveries.remove(&tag);
                 self.apply(Input::DeadLettered { tag })?;
@@ -287,8 +296,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
         if self.lanes.unsettled() == 0 && self.lanes.pending_acks() == 0 && !waits_for_records {
             self.mint.release();
             // The partition may have another owner now, unnoticed.
-            (self.owned_since, self.executed) = (None, None);
-            self.returned = Returned::default();
+            (self.owned_since, self.settled) = (None, None);
+            (self.suppression, self.returned) = Default::default();
         }
         if self.lanes.pending_acks() == 0 {
             (self.flush_at, self.flush_waits) = (None, false);
@@ -378,7 +387,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), Error> {
-        let (id, Ended { outcome, result }) = match ended {
+        let (id, Ended { outcome, result, failed_before }) = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 let id = error.id();
@@ -390,13 +399,20 @@ impl<'a, E: Execute> Tenure<'a, E> {
             }
         };
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
-        if let Some(held) = self.deliveries.get(&tag) {
+        if failed_before > 0 {
+            self.apply(Input::Tried { tag, before: failed_before })?;
+        }
+        if let Some(held) = self.deliveries.get_mut(&tag) {
+            held.attempt = held.attempt.saturating_add(failed_before);
             self.counting.ended(held, matches!(outcome, Outcome::Executed));
         }
         match &outcome {
             Outcome::Executed => {
                 self.session.held[self.index].note_settled();
                 if let Some(held) = self.deliveries.remove(&tag) {
+                    if let Some((_, task)) = &held.task {
+                        self.session.shared.copies().executed(task);
+                    }
                     let record = self.record_of(&held, journal::Outcome::Executed);
                     let result = held.kept(result);
                     self.append(record.map(|record| Record { result, ..record }));
@@ -422,8 +438,14 @@ impl<'a, E: Execute> Tenure<'a, E> {
     /// Does what the lanes have asked for.
     async fn act(&mut self) -> Result<Go, Error> {
         let mut go = Go::On;
-        for output in std::mem::take(&mut self.outputs) {
+        let mut outputs = VecDeque::from(std::mem::take(&mut self.outputs));
+        while let Some(output) = outputs.pop_front() {
             match output {
+                Output::Start { tag, .. } if self.supersede(tag) => {
+                    let outcome = Outcome::Executed;
+                    self.apply(Input::Finished { tag, outcome })?;
+                    outputs.extend(self.outputs.drain(..));
+                }
                 Output::Start { tag, attempt } => self.start(tag, attempt),
                 Output::DeadLetter { tag, attempts, reason } => {
                     self.dead_letter(tag, attempts, reason);
