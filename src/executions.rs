@@ -1,16 +1,16 @@
 //! Waits for tasks to be executed, by following the journal.
 //!
-//! One follower serves everybody who waits on one producer. It begins when
-//! somebody asks, where the task in question was published, and ends when nobody
-//! has asked for a while.
+//! One follower serves everybody who waits on one producer. It begins when somebody asks, as
+//! long ago as the task in question was published, reads while somebody waits, and ends when
+//! nobody has asked for a while. No clock is compared with the broker's or a worker's.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::backoff::Backoff;
 use crate::protocol::journal::{Batch, Entry, Fingerprint, Outcome, Record};
@@ -51,32 +51,72 @@ pub enum NotExecuted {
 
 type Answer = Result<Executed, NotExecuted>;
 
+/// A task that was published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Published {
+    pub(crate) task: Fingerprint,
+    /// Its number among those of its producer.
+    pub(crate) sequence: u64,
+    pub(crate) at: Moment,
+}
+
+/// A time in the past, by both of our clocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    counted: Instant,
+    told: SystemTime,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self { counted: Instant::now(), told: SystemTime::now() }
+    }
+
+    /// The longer of what the clocks say: one may stand still while the machine sleeps, the
+    /// other may be set.
+    fn age(self) -> Duration {
+        self.counted.elapsed().max(self.told.elapsed().unwrap_or_default())
+    }
+
+    fn earlier(self, by: Duration) -> Self {
+        let counted = self.counted.checked_sub(by).unwrap_or(self.counted);
+        Self { counted, told: self.told.checked_sub(by).unwrap_or(UNIX_EPOCH) }
+    }
+}
+
 /// What is known of the tasks of one producer.
 #[derive(Debug)]
 pub(crate) struct Executions {
     connect: Connect,
     /// Only its tasks are remembered.
     producer: Arc<str>,
+    /// Nothing was published before.
+    opened: Moment,
     state: Mutex<State>,
+    /// Somebody waits.
+    asked: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: HashMap<Fingerprint, Waiting>,
+    waiting: HashMap<Fingerprint, Vec<oneshot::Sender<Answer>>>,
     known: Known,
-    /// Where the follower began, if there is one.
-    follower: Option<(SystemTime, AbortHandle)>,
+    follower: Option<Follower>,
+    /// How many there have been.
+    followers: u64,
 }
 
-/// Those who wait for one task.
 #[derive(Debug)]
-struct Waiting {
-    /// Where its end is to be looked for.
-    from: SystemTime,
-    askers: Vec<oneshot::Sender<Answer>>,
+struct Follower {
+    number: u64,
+    /// The end of what was published from then on is read.
+    began: Moment,
+    /// The batch that it reads next, once it has read any.
+    next: Option<u64>,
+    handle: AbortHandle,
 }
 
-/// Clocks may differ by half of it, the broker's and ours.
+/// By so much more a follower begins earlier, for what it takes to open the journal.
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// A follower whom nobody asks for so long ends.
@@ -84,37 +124,30 @@ const IDLE: Duration = Duration::from_secs(10);
 
 impl Executions {
     pub(crate) fn new(connect: Connect, producer: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { connect, producer, state: Mutex::default() })
+        let (state, asked) = (Mutex::default(), Arc::default());
+        Arc::new(Self { connect, producer, opened: Moment::now(), state, asked })
     }
 
-    /// Waits for the end of a task that was published at that time.
+    /// Waits for the end of a task.
     ///
     /// # Cancel safety
     /// Nothing is lost: it can be asked for again.
-    pub(crate) async fn wait(
-        self: &Arc<Self>,
-        task: Fingerprint,
-        published_at: SystemTime,
-    ) -> Answer {
-        let from = published_at.checked_sub(MARGIN).unwrap_or(UNIX_EPOCH);
+    pub(crate) async fn wait(self: &Arc<Self>, published: Published) -> Answer {
         let answer = {
             let mut state = self.state();
-            if let Some(answer) = state.known.get(&task) {
+            if let Some(answer) = state.known.get(&published.task) {
                 return answer;
             }
             let (sender, answer) = oneshot::channel();
-            let nobody = || Waiting { from, askers: Vec::new() };
-            state.waiting.entry(task).or_insert_with(nobody).askers.push(sender);
-            // Half of the margin, so that not every task that was published a little
-            // earlier than the others begins anew.
-            let latest = from + MARGIN / 2;
-            let read_past = state.known.forgotten_until >= latest;
-            let follows = state.follower.as_ref().is_some_and(|(began, _)| *began <= latest);
-            if !follows || read_past {
-                state.follow(self);
+            state.waiting.entry(published.task).or_default().push(sender);
+            let began = state.follower.as_ref().map(|follower| follower.began);
+            let forgotten = state.known.may_have_forgotten(published.sequence);
+            if let Some(from) = begins(began, published.at, forgotten, self.opened) {
+                state.follow(self, from);
             }
             answer
         };
+        self.asked.notify_one();
         answer.await.unwrap_or_else(|_| {
             let doing = "follow the journal".to_owned();
             let source = "the follower has ended".into();
@@ -126,37 +159,65 @@ impl Executions {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, batch: Batch) {
+    /// Takes note of what a follower has read, unless another one has taken its place.
+    fn note(&self, number: u64, batch: Batch, offset: Option<u64>) {
         let mut state = self.state();
+        let Some(follower) = state.follower.as_mut().filter(|f| f.number == number) else { return };
+        follower.next = offset.map(|offset| offset + 1);
         for entry in batch.into_entries() {
             if entry.record.producer.as_ref() != Some(&self.producer) {
                 continue;
             }
-            let task = Fingerprint::of_record(&entry.record);
-            let ended_at = UNIX_EPOCH + Duration::from_micros(entry.record.end_us());
+            let Some(task) = Fingerprint::of_record(&entry.record) else { continue };
+            let sequence = entry.record.sequence.unwrap_or_default();
             let Some(answer) = answer(entry) else { continue };
-            for asker in state.waiting.remove(&task).into_iter().flat_map(|w| w.askers) {
+            for asker in state.waiting.remove(&task).into_iter().flatten() {
                 // Who asked may have given up.
                 asker.send(answer.clone()).ok();
             }
-            state.known.insert(task, answer, ended_at);
+            state.known.insert(task, sequence, answer);
         }
     }
 
     fn is_waited_for(&self) -> bool {
         let mut state = self.state();
-        state.waiting.retain(|_, waiting| waiting.askers.iter().any(|asker| !asker.is_closed()));
+        state.waiting.retain(|_, askers| askers.iter().any(|asker| !asker.is_closed()));
         !state.waiting.is_empty()
+    }
+
+    /// Whether a follower of this number has nothing to do any more. Under the lock that
+    /// others ask with: nobody is left behind.
+    fn ends(&self, number: u64) -> bool {
+        let mut state = self.state();
+        let is_last = state.follower.as_ref().is_some_and(|f| f.number == number);
+        if is_last && state.waiting.is_empty() {
+            state.follower = None;
+        }
+        !is_last || state.follower.is_none()
     }
 
     fn fail(&self, error: Error) {
         let error = Arc::new(error);
         let mut state = self.state();
-        for asker in std::mem::take(&mut state.waiting).into_values().flat_map(|w| w.askers) {
+        for asker in std::mem::take(&mut state.waiting).into_values().flatten() {
             asker.send(Err(NotExecuted::Unknown(Arc::clone(&error)))).ok();
         }
         state.follower = None;
     }
+}
+
+/// From when on a follower has to read anew for what was published `at` that time, if it has to.
+/// `began` is the one that there is, if its end may be `forgotten` it was read. Whoever asks for
+/// older and older tasks has it go back twice as far each time, but not before `opened`.
+fn begins(began: Option<Moment>, at: Moment, forgotten: bool, opened: Moment) -> Option<Moment> {
+    let Some(began) = began else { return Some(at) };
+    if at.counted >= began.counted {
+        return forgotten.then_some(at);
+    }
+    let twice = began.earlier(began.age());
+    let from = if twice.counted < at.counted { twice } else { at };
+    let before_all = from.counted < opened.counted && opened.counted <= at.counted;
+    Some(if before_all { opened } else { from })
 }
 
 /// How a task ended, if it did.
@@ -173,37 +234,46 @@ fn answer(entry: Entry) -> Option<Answer> {
             let reason = reason.unwrap_or_else(|| "no reason is given".to_owned());
             Some(Err(NotExecuted::DeadLettered { reason }))
         }
-        Outcome::Failed | Outcome::Aborted | Outcome::Lost => None,
+        Outcome::Failed | Outcome::Aborted | Outcome::Lost | Outcome::Superseded => None,
     }
 }
 
 impl State {
-    /// Begins, anew if need be, where the end of everything can be found that is waited for.
-    fn follow(&mut self, executions: &Arc<Executions>) {
-        if let Some((_, follower)) = self.follower.take() {
-            follower.abort();
+    /// Begins anew. Whoever waits is answered: what was not found where the last one read is
+    /// behind that, and so behind `from`.
+    fn follow(&mut self, executions: &Arc<Executions>, from: Moment) {
+        if let Some(Follower { handle, .. }) = self.follower.take() {
+            handle.abort();
         }
-        let from = self.waiting.values().map(|waiting| waiting.from).min();
-        let from = from.unwrap_or_else(SystemTime::now);
         // What is read now is known again.
         self.known = Known::default();
-        let following = follow(Arc::downgrade(executions), executions.connect.clone(), from);
-        self.follower = Some((from, tokio::spawn(following).abort_handle()));
+        self.followers += 1;
+        let (number, asked) = (self.followers, Arc::clone(&executions.asked));
+        let connect = executions.connect.clone();
+        let following = follow(Arc::downgrade(executions), connect, number, asked);
+        let handle = tokio::spawn(following).abort_handle();
+        self.follower = Some(Follower { number, began: from, next: None, handle });
+    }
+
+    /// Where the follower goes on.
+    fn start(&self) -> Option<Start> {
+        let Follower { began, next, .. } = self.follower.as_ref()?;
+        Some(next.map_or_else(|| Start::Within(began.age() + MARGIN), Start::Offset))
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        if let Some((_, follower)) = self.follower.take() {
-            follower.abort();
+        if let Some(Follower { handle, .. }) = self.follower.take() {
+            handle.abort();
         }
     }
 }
 
-async fn follow(executions: Weak<Executions>, connect: Connect, from: SystemTime) {
+async fn follow(executions: Weak<Executions>, connect: Connect, number: u64, asked: Arc<Notify>) {
     let mut backoff = Backoff::new(None);
     loop {
-        let Err(error) = read(&executions, &connect, from).await else { return };
+        let Err(error) = read(&executions, &connect, number, &asked).await else { return };
         let Some(executions) = executions.upgrade() else { return };
         if !error.is_retryable() {
             return executions.fail(error);
@@ -217,27 +287,30 @@ async fn follow(executions: Weak<Executions>, connect: Connect, from: SystemTime
 async fn read(
     executions: &Weak<Executions>,
     connect: &Connect,
-    from: SystemTime,
+    number: u64,
+    asked: &Notify,
 ) -> Result<(), Error> {
     let connection: Connection = connect.open("producer, journal").await?;
-    let start = Start::Since(from);
+    let start = executions.upgrade().and_then(|executions| executions.state().start());
+    let Some(start) = start else { return Ok(()) };
     let mut reader = JournalReader::open(&connection, connect.namespace(), start, false).await?;
-    let mut asked = Instant::now();
-    loop {
-        let batch = timeout(Duration::from_secs(1), reader.next()).await;
-        let Some(executions) = executions.upgrade() else { break };
-        if let Ok(batch) = batch {
-            executions.note(batch?);
-        }
-        if executions.is_waited_for() {
-            asked = Instant::now();
-        } else if asked.elapsed() > IDLE {
-            // Under the lock that others ask with: nobody is left behind.
-            let mut state = executions.state();
-            if state.waiting.is_empty() {
-                state.follower = None;
-                break;
+    let mut idle_since = None;
+    while let Some(waited_for) = executions.upgrade().map(|all| all.is_waited_for()) {
+        if waited_for {
+            idle_since = None;
+            let batch = timeout(Duration::from_secs(1), reader.next()).await;
+            let Some(executions) = executions.upgrade() else { break };
+            if let Ok(batch) = batch {
+                executions.note(number, batch?, reader.offset());
             }
+            continue;
+        }
+        // Nothing is read that nobody waits for: only so much is remembered.
+        let idle_since = *idle_since.get_or_insert_with(Instant::now);
+        if idle_since.elapsed() < IDLE {
+            timeout(Duration::from_secs(1), asked.notified()).await.ok();
+        } else if executions.upgrade().is_none_or(|executions| executions.ends(number)) {
+            break;
         }
     }
     reader.close().await;
@@ -246,90 +319,115 @@ async fn read(
 }
 
 /// The last ends, in two generations: the older one is forgotten when the younger one is
-/// full, and spans as long as it may take until somebody asks.
-#[derive(Debug)]
+/// full.
+#[derive(Debug, Default)]
 struct Known {
-    young: HashMap<Fingerprint, Answer>,
-    old: HashMap<Fingerprint, Answer>,
-    young_from: Option<SystemTime>,
-    young_until: SystemTime,
-    old_until: SystemTime,
-    /// Ends up to then may have been forgotten.
-    forgotten_until: SystemTime,
+    young: Generation,
+    old: Generation,
+    /// The highest number of a task whose end was forgotten.
+    forgotten: Option<u64>,
 }
 
-impl Default for Known {
-    fn default() -> Self {
-        Self {
-            young: HashMap::new(),
-            old: HashMap::new(),
-            young_from: None,
-            young_until: UNIX_EPOCH,
-            old_until: UNIX_EPOCH,
-            forgotten_until: UNIX_EPOCH,
-        }
-    }
+#[derive(Debug, Default)]
+struct Generation {
+    ends: HashMap<Fingerprint, Answer>,
+    /// The highest number among them.
+    highest: Option<u64>,
 }
 
 impl Known {
-    const GENERATION: usize = 16_384;
-    /// Some 20 MB, and ten seconds of 13,000 tasks/s.
-    const MOST: usize = 8 * Self::GENERATION;
+    /// Some 10 MB.
+    const GENERATION: usize = 1 << 16;
 
     fn get(&self, task: &Fingerprint) -> Option<Answer> {
-        self.young.get(task).or_else(|| self.old.get(task)).cloned()
+        self.young.ends.get(task).or_else(|| self.old.ends.get(task)).cloned()
     }
 
-    fn insert(&mut self, task: Fingerprint, answer: Answer, ended_at: SystemTime) {
-        let spans = |from: SystemTime| ended_at.duration_since(from).is_ok_and(|s| s >= MARGIN);
-        let is_full = self.young.len() >= Self::GENERATION;
-        if is_full && self.young_from.is_none_or(spans) || self.young.len() >= Self::MOST {
-            self.forgotten_until = self.forgotten_until.max(self.old_until);
+    fn may_have_forgotten(&self, sequence: u64) -> bool {
+        self.forgotten.is_some_and(|forgotten| sequence <= forgotten)
+    }
+
+    fn insert(&mut self, task: Fingerprint, sequence: u64, answer: Answer) {
+        if self.young.ends.len() == Self::GENERATION {
+            self.forgotten = self.forgotten.max(self.old.highest);
             self.old = std::mem::take(&mut self.young);
-            self.old_until = self.young_until;
-            self.young_from = None;
         }
-        self.young_from.get_or_insert(ended_at);
-        self.young.insert(task, answer);
-        self.young_until = self.young_until.max(ended_at);
+        self.young.ends.insert(task, answer);
+        self.young.highest = self.young.highest.max(Some(sequence));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::task::{Origin, TaskId};
+    use crate::protocol::task::{Origin, Resource, TaskId};
 
-    /// So many ends, each so long after the one before.
-    fn known(ends: u64, apart: Duration) -> Known {
-        let id = TaskId::new("t").expect("an id");
-        let mut known = Known::default();
-        for sequence in 0..ends {
+    #[test]
+    fn what_is_known_is_bounded_and_what_is_forgotten_is_known() {
+        let (id, r) = (TaskId::new("t").expect("an id"), Resource::new("r").expect("a key"));
+        let task = |sequence| {
             let origin = Origin { producer: "p".into(), sequence, republished: false };
+            Fingerprint::new(&id, &r, &origin)
+        };
+        let mut known = Known::default();
+        let ends = 5 * Known::GENERATION as u64;
+        for sequence in 0..ends {
             let reason = String::new();
-            let end = UNIX_EPOCH + apart * u32::try_from(sequence).expect("few");
-            let task = Fingerprint::new(&id, &origin);
-            known.insert(task, Err(NotExecuted::DeadLettered { reason }), end);
+            known.insert(task(sequence), sequence, Err(NotExecuted::DeadLettered { reason }));
         }
-        known
+        assert!(known.young.ends.len() + known.old.ends.len() <= 2 * Known::GENERATION);
+        for sequence in (0..ends).step_by(1_000) {
+            let is_known = known.get(&task(sequence)).is_some();
+            assert!(is_known || known.may_have_forgotten(sequence), "{sequence}");
+        }
+        assert!(!known.may_have_forgotten(ends), "it is still to come");
+    }
+
+    #[tokio::test]
+    async fn a_follower_goes_on_where_it_was() {
+        // Nobody is there: it is not to get far.
+        let connect = Connect::new("amqp://127.0.0.1:1").expect("a URL");
+        let executions = Executions::new(connect, "p".into());
+        let batch = |number| {
+            let json =
+                format!(r#"{{"v":1,"writer":"x","number":{number},"worker":"w","records":[]}}"#);
+            Batch::read(json.as_bytes()).expect("a batch")
+        };
+        executions.state().follow(&executions, executions.opened);
+        assert!(matches!(executions.state().start(), Some(Start::Within(ago)) if ago >= MARGIN));
+        executions.note(1, batch(1), Some(41));
+        assert!(matches!(executions.state().start(), Some(Start::Offset(42))));
+        executions.state().follow(&executions, executions.opened);
+        executions.note(1, batch(2), Some(90));
+        let start = executions.state().start();
+        assert!(matches!(start, Some(Start::Within(_))), "another one has taken its place");
     }
 
     #[test]
-    fn who_asks_soon_finds_the_end_however_fast_they_come() {
-        let apart = Duration::from_micros(200);
-        let known = known(150_000, apart);
-        let youngest = UNIX_EPOCH + apart * 150_000;
-        let lasts = youngest.duration_since(known.forgotten_until).expect("later");
-        assert!(lasts >= MARGIN, "{lasts:?}");
-        assert!(known.old.len() + known.young.len() <= 2 * Known::MOST);
+    fn whoever_asks_for_older_and_older_tasks_has_few_followers_begin() {
+        let now = Moment::now().earlier(Duration::from_secs(1));
+        let opened = now.earlier(Duration::from_secs(200));
+        let (mut began, mut times) = (None, 0);
+        for ago in 0..=200 {
+            let at = now.earlier(Duration::from_secs(ago));
+            if let Some(from) = begins(began, at, false, opened) {
+                assert!(from.counted <= at.counted && from.counted >= opened.counted);
+                (began, times) = (Some(from), times + 1);
+            }
+        }
+        assert!((4..12).contains(&times), "{times}");
+        assert!(begins(began, now, false, opened).is_none(), "it is read, or will be");
+        let again = begins(began, now, true, opened).map(|from| from.counted);
+        assert_eq!(again, Some(now.counted), "it may be forgotten");
     }
 
     #[test]
-    fn what_is_known_is_bounded() {
-        assert_eq!(known(100_000, Duration::ZERO).forgotten_until, UNIX_EPOCH);
-        let many = known(400_000, Duration::ZERO);
-        assert!(many.old.len() + many.young.len() <= 2 * Known::MOST);
-        let slow = known(60_000, Duration::from_secs(1));
-        assert!(slow.old.len() + slow.young.len() <= 2 * Known::GENERATION);
+    fn a_clock_that_was_set_makes_nothing_younger() {
+        let published = Moment::now().earlier(Duration::from_secs(60));
+        let ahead = Moment { told: published.told + Duration::from_secs(3_600), ..published };
+        let slept = Moment { counted: Instant::now(), ..published };
+        for moment in [published, ahead, slept] {
+            assert!(moment.age() >= Duration::from_secs(60), "{moment:?}");
+        }
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_lite::{Stream, StreamExt, future, stream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 
-use crate::executions::{Executed, Executions, NotExecuted};
+use crate::executions::{self, Executed, Executions, Moment, NotExecuted};
 use crate::metrics::{Metrics, PublishFigures, Unanswered};
 use crate::protocol::journal::Fingerprint;
 use crate::protocol::partition::{PartitionId, Topology};
@@ -63,7 +63,7 @@ pub struct Receipt {
     /// Its partition.
     pub partition: PartitionId,
     origin: Origin,
-    published_at: SystemTime,
+    published: executions::Published,
     executions: Arc<Executions>,
 }
 
@@ -84,8 +84,7 @@ impl Receipt {
     /// # Cancel safety
     /// Nothing is lost: it can be called again.
     pub async fn executed(&self) -> Result<Executed, NotExecuted> {
-        let task = Fingerprint::new(&self.id, &self.origin);
-        self.executions.wait(task, self.published_at).await
+        self.executions.wait(self.published).await
     }
 }
 
@@ -288,8 +287,11 @@ impl Producer {
         };
         let sent = self.publisher.send_task(route, task, &id, Some(&origin), only_on).await?;
         drop(next);
-        let (published_at, executions) = (SystemTime::now(), Arc::clone(&self.executions));
-        Ok((sent, Receipt { id, partition, origin, published_at, executions }))
+        let task = Fingerprint::new(&id, &task.resource, &origin);
+        let (sequence, at) = (origin.sequence, Moment::now());
+        let published = executions::Published { task, sequence, at };
+        let executions = Arc::clone(&self.executions);
+        Ok((sent, Receipt { id, partition, origin, published, executions }))
     }
 
     /// Publishes a stream of tasks, many in flight, and gives each back with

@@ -8,6 +8,7 @@
 //! at a time, which bounds it to one task per confirm; whoever needs more for
 //! one resource hashes in the producer.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -164,6 +165,9 @@ impl Execute for Forward {
             Err(error) => Err(error),
         };
         unanswered.ended(forwarded.as_ref().map(drop));
+        if forwarded.as_ref().is_err_and(PublishError::is_indeterminate) {
+            delivery.forwarding.unsure.store(true, Ordering::Relaxed);
+        }
         forwarded.map_err(|error| match error {
             PublishError::Invalid { .. }
             | PublishError::TooLarge { .. }

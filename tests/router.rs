@@ -5,7 +5,8 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use keylane::testing::{Broker, Version};
 use keylane::{Connect, Error, PartitionId, RouterOptions, WorkerId, WorkerSummary, init, route};
@@ -16,8 +17,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use support::{
-    Record, Worker, amqp, await_consumers, await_dead_letters, broker, eventually, header, named,
-    put, ready, resources, soon, space, take_all,
+    Record, Worker, amqp, await_consumers, await_dead_letters, broker, cut_connections, eventually,
+    header, named, put, rabbitmqctl, ready, resources, soon, space, take_all,
 };
 
 async fn shared() -> &'static Broker {
@@ -173,6 +174,61 @@ async fn what_cannot_be_forwarded_waits_in_the_inbox() {
     assert_eq!(payloads, [b"0", b"1", b"2"]);
     shutdown.cancel();
     soon("the router's end", routing).await.unwrap().unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_copy_of_a_message_has_one_id_and_says_that_there_may_be_others() {
+    const MESSAGES: u32 = 200;
+    let broker = shared().await;
+    let (connect, topology) = space(broker, 1).await;
+    let (connection, channel) = amqp(broker).await;
+    let inbox = connect.namespace().inbox();
+    let (routing, shutdown) = router(broker, &connect, "alpha", 1, |_| {}).await;
+    let partition = connect.namespace().partition(&topology, PartitionId::new(0));
+    // The partition takes what it is sent, and confirms nothing.
+    let pause = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{partition}\">>)),
+        {{Name, _}} = amqqueue:get_pid(Q), Leader = whereis(Name),
+        erlang:suspend_process(Leader), timer:sleep(7000), erlang:resume_process(Leader)."
+    );
+    let losing = async {
+        eventually("the pause", async || {
+            let asked = Instant::now();
+            ready(&channel, &partition).await;
+            (asked.elapsed() > Duration::from_millis(850)).then_some(())
+        })
+        .await;
+        for message in 0..MESSAGES {
+            put(&channel, &inbox, on(&format!("r{message}")), message.to_string().as_bytes()).await;
+        }
+        // With all of them on their way.
+        cut_connections(broker, "keylane router").await;
+    };
+    let words = ["eval", &pause];
+    tokio::join!(rabbitmqctl(broker, &words), losing);
+    let forwarded = async || (ready(&channel, &partition).await > MESSAGES).then_some(());
+    eventually("all of them", forwarded).await;
+    shutdown.cancel();
+    soon("the router's end", routing).await.unwrap().unwrap();
+
+    let mut copies: BTreeMap<Vec<u8>, Vec<BasicProperties>> = BTreeMap::new();
+    for message in take_all(&channel, &partition).await {
+        copies.entry(message.data).or_default().push(message.properties);
+    }
+    assert_eq!(copies.len(), MESSAGES as usize);
+    let republished = |properties: &BasicProperties| {
+        properties.headers().as_ref().unwrap().inner().contains_key("republished")
+    };
+    let mut again = 0;
+    for (payload, copies) in &copies {
+        let ids: BTreeSet<_> = copies.iter().map(|p| p.message_id().clone().unwrap()).collect();
+        let payload = String::from_utf8_lossy(payload);
+        assert_eq!(ids.len(), 1, "{payload} has {ids:?}");
+        assert!(copies.iter().skip(1).all(republished), "{payload} does not say so");
+        again += copies.iter().filter(|copy| republished(copy)).count();
+    }
+    assert!(again > 0, "nothing was on its way");
     connection.close(200, "done".into()).await.unwrap();
 }
 

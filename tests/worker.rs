@@ -3,27 +3,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "clippy spares #[test] functions only")]
 
+#[path = "worker/killers.rs"]
+mod killers;
 mod support;
 #[path = "worker/trouble.rs"]
 mod trouble;
 
-use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::num::NonZeroU16;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
 use keylane::testing::{Broker, Version};
 use keylane::{
-    Connect, DeadLetters, Failure, MaxCrashes, Namespace, ReplayError, RetryPolicy, Task, TaskId,
-    Topology, WorkerOptions, handler_fn, init, status, work,
+    Attempt, Connect, DeadLetters, Failure, ReplayError, RetryPolicy, Task, TaskId, Topology,
+    WorkerOptions, handler_fn, init, status, verify, work,
 };
 use lapin::BasicProperties;
+use lapin::options::QueueDeleteOptions;
 use lapin::types::{AMQPValue, LongString};
-use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use support::{
@@ -421,93 +418,58 @@ async fn dead_letters_are_listed_replayed_and_discarded_in_order() {
     connection.close(200, "done".into()).await.unwrap();
 }
 
-/// Makes this test binary be a worker: url, namespace, and the file to write to.
-const CHILD: &str = "KEYLANE_TEST_WORKER_CHILD";
-
-/// Not a test of its own: the worker process of the next one.
 #[tokio::test]
-async fn child_dies_of_its_killer() {
-    let Ok(told) = std::env::var(CHILD) else { return };
-    let words: Vec<_> = told.split(' ').collect();
-    let [url, namespace, log] = words[..] else { panic!("{told:?}") };
-    let connect = Connect::new(url).unwrap();
-    let connect = connect.with_namespace(Namespace::new(namespace).unwrap());
-    let log = std::sync::Arc::new(OpenOptions::new().append(true).open(log).unwrap());
-    let handler = handler_fn(move |attempt| {
-        let log = log.clone();
-        async move {
-            let name = attempt.task.resource.to_string();
-            let note = |event| {
-                let line = format!("{event} {name} {}\n", attempt.id);
-                (&*log).write_all(line.as_bytes()).unwrap();
-            };
-            note("start");
-            // Beside others, whose executions it takes along.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            if name == "killer" && attempt.task.payload == "kill" {
-                std::process::exit(9);
-            }
-            note("end");
-            Ok(())
-        }
-    });
-    let mut options = named("child");
-    options.slots = 4;
-    options.max_crashes = MaxCrashes::new(4);
-    work(&connect, options, handler, CancellationToken::new()).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_task_that_kills_its_worker_ends_alone_in_the_dead_letters() {
+async fn a_lost_counter_is_no_fault_of_the_tasks() {
     let broker = shared().await;
-    let (connect, _) = space(broker, 1).await;
-    let neighbours = names(["a", "b", "c", "d", "e", "f"]);
-    let before = tasks(&neighbours, 3);
-    let kill = Task::new("killer", "kill").unwrap().with_id(TaskId::new("the-killer").unwrap());
-    let behind = Task::new("killer", "1").unwrap();
-    let after = tasks(&neighbours, 3);
-    let all: Vec<_> = before.into_iter().chain([kill, behind]).chain(after).collect();
-    let ids: Vec<_> = publish(&connect, all).await.into_iter().map(|r| r.id.to_string()).collect();
-
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("log");
-    std::fs::File::create(&log).unwrap();
-    let told = format!("{} {} {}", broker.amqp_url(), connect.namespace(), log.display());
-    let start = || {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "child_dies_of_its_killer", "--nocapture"]).env(CHILD, &told);
-        child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        child.kill_on_drop(true).spawn().unwrap()
+    let (connect, topology) = space(broker, 1).await;
+    publish(&connect, tasks(&names(["a", "b", "c", "d", "e", "f"]), 3)).await;
+    let (_connection, channel) = amqp(broker).await;
+    let counter = format!("{}.epoch", queue(&connect));
+    channel.queue_delete(counter.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let record = Record::default();
+    let handler = || {
+        record.handler("w", async |attempt: Attempt| {
+            attempt.fencing_token().await?;
+            Ok(())
+        })
     };
-    let executed = |log: &Path| count_of(log, "end").len();
-    let mut deaths = 0;
-    let mut child = start();
-    eventually("all but the killer", async || {
-        if let Some(status) = child.try_wait().unwrap() {
-            assert_eq!(status.code(), Some(9), "it dies of nothing else");
-            deaths += 1;
-            child = start();
-        }
-        (executed(&log) == ids.len() - 1).then_some(())
-    })
-    .await;
-    let letters = await_dead_letters(&connect, 1).await;
-    child.kill().await.unwrap();
-    let dead: Vec<_> = letters.iter().map(|letter| letter.id.as_deref()).collect();
-    assert_eq!(dead, [Some("the-killer")], "and no neighbour");
-    assert!(letters[0].reason.contains("its worker was lost"), "{}", letters[0].reason);
-    assert_eq!(count_of(&log, "start")["the-killer"], 4, "max_crashes");
-    assert_eq!(deaths, 4);
+    for _ in 0..10 {
+        let working = work(&connect, named("w"), handler(), CancellationToken::new());
+        // It ends by itself, or works on without.
+        tokio::time::timeout(Duration::from_secs(2), working).await.ok();
+    }
+    init(&connect, topology.partitions).await.unwrap();
+    let worker = Worker::start(&connect, named("w"), handler());
+    record.until_executed(18).await;
+    worker.drain().await;
+    assert!(dead_letters(&connect).await.is_empty(), "nobody has killed a worker");
 }
 
-/// How often each id stands behind this event.
-fn count_of(log: &Path, event: &str) -> BTreeMap<String, usize> {
-    let mut count = BTreeMap::new();
-    for line in std::fs::read_to_string(log).unwrap().lines() {
-        let words: Vec<_> = line.split(' ').collect();
-        if words[0] == event {
-            *count.entry(words[2].to_owned()).or_default() += 1;
-        }
+#[tokio::test]
+async fn attempts_are_counted_over_owners() {
+    let (connect, _) = space(shared().await, 1).await;
+    publish(&connect, [task("r", 0)]).await;
+    let record = Record::default();
+    let slow = |name: &str| {
+        let mut options = attempts(name, 3);
+        let delay = Duration::from_secs(60);
+        (options.retry.first_delay, options.retry.max_delay) = (delay, delay);
+        options
+    };
+    for owner in 1..=2 {
+        let name = format!("w{owner}");
+        let handler = record.handler(&name, async |_| Err(Failure::failed("no")));
+        let worker = Worker::start(&connect, slow(&name), handler);
+        let failed = async || {
+            let (report, _) = verify(&connect, None, Duration::ZERO).await.ok()?;
+            (report.failed == owner).then_some(())
+        };
+        eventually("its failure", failed).await;
+        worker.kill().await;
     }
-    count
+    let handler = record.handler("w3", async |_| Err(Failure::failed("no")));
+    let worker = Worker::start(&connect, slow("w3"), handler);
+    let letters = await_dead_letters(&connect, 1).await;
+    assert_eq!((record.runs().len(), letters[0].attempts), (3, 3));
+    worker.drain().await;
 }

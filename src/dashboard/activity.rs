@@ -75,6 +75,7 @@ impl Activity {
                 Outcome::Executed => second.executed += 1,
                 Outcome::DeadLettered => second.dead_lettered += 1,
                 Outcome::Failed | Outcome::Aborted | Outcome::Lost => second.failed += 1,
+                Outcome::Superseded => {}
             }
         }
         if record.outcome == Outcome::Executed {
@@ -284,6 +285,8 @@ mod tests {
                 writer: format!("w{n}").into(),
                 number: 1,
                 open_from: 1,
+                late: 0,
+                ended: false,
                 worker: crate::WorkerId::random(),
                 records: Vec::new(),
             };

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 
 use super::snapshot::HotResource;
-use crate::protocol::history::Outcome;
 use crate::protocol::journal::{Entry, Record};
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::partition::PartitionId;
@@ -47,7 +46,7 @@ impl Hot {
     /// An attempt has ended.
     pub(super) fn note(&mut self, Entry { worker, record }: &Entry) {
         let Record { resource, partition, took_us, outcome, .. } = record;
-        if *outcome == Outcome::DeadLettered || record.end_us() < self.since_us {
+        if !outcome.is_attempt() || record.end_us() < self.since_us {
             return;
         }
         let account = self.filling.entry(resource.clone()).or_insert_with(|| Account {

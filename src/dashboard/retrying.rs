@@ -26,6 +26,7 @@ impl Retries {
             Outcome::Executed | Outcome::DeadLettered => {
                 self.0.remove(resource);
             }
+            Outcome::Superseded => {}
             Outcome::Failed | Outcome::Aborted | Outcome::Lost => {
                 let before = self.0.get(resource).filter(|before| before.task == *task);
                 let since_us = before.map_or(record.end_us(), |before| before.since_us);

@@ -139,6 +139,7 @@ fn batch(topology: &Topology, index: usize, worker: &WorkerId) -> Batch {
             producer: None,
             sequence: None,
             republished: false,
+            replayed: false,
             redelivered: false,
         }
     });
@@ -147,6 +148,8 @@ fn batch(topology: &Topology, index: usize, worker: &WorkerId) -> Batch {
         writer: worker.as_str().into(),
         number: 0,
         open_from: 0,
+        late: 0,
+        ended: false,
         worker: worker.clone(),
         records: records.collect(),
     }

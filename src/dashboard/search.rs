@@ -9,7 +9,6 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::journal::{TaskTrace, find_task};
-use crate::protocol::history::Outcome;
 use crate::protocol::journal::{Entry, Written};
 use crate::protocol::task::{Resource, TaskId};
 use crate::rabbit::connection::{Connect, close_connection};
@@ -166,7 +165,7 @@ fn touched(trace: &TaskTrace) -> Option<Resource> {
 
 /// How many began before an earlier one had ended.
 fn overlaps(attempts: &VecDeque<Entry>) -> usize {
-    let ran = attempts.iter().filter(|entry| entry.record.outcome != Outcome::DeadLettered);
+    let ran = attempts.iter().filter(|entry| entry.record.outcome.is_attempt());
     let mut ran: Vec<_> = ran.map(|e| (e.record.at_us, e.record.end_us())).collect();
     ran.sort_unstable();
     let (mut ended, mut overlaps) = (0, 0);

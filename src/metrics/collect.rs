@@ -118,13 +118,14 @@ impl Families {
         );
         self.counter(
             "keylane_tasks_total",
-            "Tasks that are done with: executed, dead-lettered, or suppressed because they had \
-             been executed before their owner was lost.",
+            "Tasks that are done with: executed, dead-lettered, suppressed because they had been \
+             settled before their owner was lost, or superseded by another copy.",
             ["outcome"],
             [
                 (["executed"], &worker.executed),
                 (["dead_lettered"], &worker.dead_lettered),
                 (["suppressed"], &worker.suppressed),
+                (["superseded"], &worker.superseded),
             ]
             .map(|(outcome, counter)| (outcome, counter.load(Relaxed))),
         );
@@ -305,6 +306,11 @@ impl Families {
                 "Records that were given up because the broker took none for too long.",
                 &journal.given_up,
             ),
+            (
+                "keylane_journal_late_records_total",
+                "Records that came later than their acks may have been sent.",
+                &journal.late,
+            ),
         ] {
             self.counter(name, help, [], [([], counter.load(Relaxed))]);
         }
@@ -313,6 +319,12 @@ impl Families {
             "For how long the oldest record has waited for the broker's confirm.",
             [],
             [([], journal.lag().as_secs_f64())],
+        );
+        self.gauge(
+            "keylane_journal_stalled",
+            "1 while the broker takes no records and tasks are acked without one.",
+            [],
+            [([], f64::from(u8::from(journal.stalled.load(Relaxed))))],
         );
     }
 

@@ -107,6 +107,7 @@ pub(crate) struct WorkerFigures {
     pub(crate) dead_lettered: AtomicU64,
     pub(crate) redelivered: AtomicU64,
     pub(crate) suppressed: AtomicU64,
+    pub(crate) superseded: AtomicU64,
     pub(crate) aborted: AtomicU64,
     pub(crate) refused: AtomicU64,
     /// Bytes of payloads that wait on disk.
@@ -145,6 +146,7 @@ impl Default for WorkerFigures {
             dead_lettered: AtomicU64::default(),
             redelivered: AtomicU64::default(),
             suppressed: AtomicU64::default(),
+            superseded: AtomicU64::default(),
             aborted: AtomicU64::default(),
             refused: AtomicU64::default(),
             spilled: AtomicU64::default(),

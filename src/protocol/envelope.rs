@@ -15,6 +15,7 @@
 //! | headers `traceparent`, `tracestate` | [W3C trace context](super::trace_context) | optional |
 //! | `app_id` | `keylane/PRODUCER/SEQUENCE`: who published it, as which of its tasks | optional, see [`Origin`] |
 //! | header `republished` | true if an earlier copy may be there as well | optional |
+//! | header `replayed` | true if it was put back from the dead letters | optional |
 //!
 //! Every header costs the broker and both clients some microseconds, which the other
 //! properties do not, so there are few. The id that a producer makes says itself when
@@ -38,6 +39,8 @@ pub const TRACESTATE_HEADER: &str = "tracestate";
 pub const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
 /// Name of the header of a task that was published more than once.
 pub const REPUBLISHED_HEADER: &str = "republished";
+/// Name of the header of a task that was put back from the dead letters.
+pub const REPLAYED_HEADER: &str = "replayed";
 
 /// The properties of a message as they came over the wire, before anything is
 /// believed of them.
@@ -69,6 +72,8 @@ pub struct Envelope<'a> {
     pub tracestate: Option<Header<'a>>,
     /// header `republished`, if it is true
     pub republished: bool,
+    /// header `replayed`, if it is true
+    pub replayed: bool,
 }
 
 /// A header's value as it came over the wire.
@@ -186,6 +191,7 @@ impl Envelope<'_> {
             payload,
             trace_context,
             published_at: published_at.and_then(|age| SystemTime::UNIX_EPOCH.checked_add(age)),
+            replayed: self.replayed,
         })
     }
 }

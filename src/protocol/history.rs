@@ -195,6 +195,7 @@ impl Checker {
             Outcome::Failed => self.report.failed += 1,
             Outcome::Aborted => self.report.aborted += 1,
             Outcome::Lost => self.report.lost += 1,
+            Outcome::Superseded => {}
         }
         let ended = self.lanes.get_mut(&ending.resource).and_then(|lane| {
             let is_it = |e: &Arc<Execution>| e.task == ending.task && e.process == ending.process;

@@ -9,15 +9,17 @@
 //! - records of a resource stand in the order of their attempts, those of
 //!   different workers too: the next owner starts after the last one's acks.
 
+mod attempts;
 pub mod audit;
 mod coverage;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+pub use self::attempts::Attempts;
 pub use self::audit::{Audit, AuditReport, Entry, Finding};
 pub use self::coverage::Coverage;
 pub use super::history::Outcome;
@@ -42,11 +44,11 @@ pub struct Record {
     /// The slot of the worker that executed it, from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u32>,
-    /// Which try of this owner, from 1.
+    /// Which try, from 1; those of earlier owners count where they are known.
     pub attempt: u32,
     /// When it started, microseconds since 1970, by the worker's clock.
     pub at_us: u64,
-    /// How long it ran, in microseconds. 0 for a dead letter.
+    /// How long it ran, in microseconds. 0 for what is no attempt.
     pub took_us: u64,
     /// How it ended.
     pub outcome: Outcome,
@@ -65,6 +67,9 @@ pub struct Record {
     /// It was published or forwarded more than once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub republished: bool,
+    /// It had been a dead letter, and was put back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replayed: bool,
     /// An earlier delivery of it was lost or handed over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub redelivered: bool,
@@ -80,11 +85,13 @@ impl Record {
         self.at_us.saturating_add(self.took_us)
     }
 
-    /// Takes over where the task comes from.
-    pub fn set_origin(&mut self, origin: Option<&Origin>) {
+    /// Takes over where the task comes from, and whether it has been here before.
+    pub fn set_origin(&mut self, task: &Task) {
+        let origin = task.origin.as_ref();
         self.producer = origin.map(|origin| Arc::clone(&origin.producer));
         self.sequence = origin.map(|origin| origin.sequence);
         self.republished = origin.is_some_and(|origin| origin.republished);
+        self.replayed = task.replayed;
     }
 }
 
@@ -95,16 +102,28 @@ pub struct Batch {
     pub v: u32,
     /// Names one run of a worker process.
     pub writer: Arc<str>,
-    /// Which of its batches, from 0, without gaps.
+    /// Which of its batches, from 1, without gaps.
     pub number: u64,
     /// The first of its batches with a record whose ack was not sent when this one was
     /// written, if only the batch itself. 0 if that is not known.
     #[serde(default)]
     pub open_from: u64,
+    /// So many records before this batch came late: the broker took none, and their acks may
+    /// have been sent before them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late: u64,
+    /// It is the last one: everything that was done is recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
     /// Who executed the tasks.
     pub worker: WorkerId,
     /// What it did, in the order of the ends.
     pub records: Vec<Record>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Batch {
@@ -184,90 +203,39 @@ impl Written {
     }
 }
 
-/// Stands for one publish of one task: the same for all its copies. One that does not say
-/// where it comes from may share its id with another, of another resource.
+/// Stands for one task of one producer: the same for all its copies. A task that does not say
+/// where it comes from has none, for nobody guarantees that its id is no other's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// Of the task of this id that came from there.
+    /// Of the task of this id, on this resource, that came from there.
     #[must_use]
-    pub fn new(id: &TaskId, origin: &Origin) -> Self {
-        Self::of(id, &Source::Producer(&origin.producer, origin.sequence))
+    pub fn new(id: &TaskId, resource: &Resource, origin: &Origin) -> Self {
+        Self::of(id, resource, &origin.producer, origin.sequence)
     }
 
-    /// Of a task that its publisher has named. One without an id of its own
-    /// cannot be told from another that says the same.
+    /// Of a task that its publisher has named and numbered.
     #[must_use]
     pub fn of_task(task: &Task) -> Option<Self> {
-        let from = match &task.origin {
-            Some(origin) => Source::Producer(&origin.producer, origin.sequence),
-            None => Source::Anywhere(&task.resource),
-        };
-        Some(Self::of(task.id.as_ref()?, &from))
+        Some(Self::new(task.id.as_ref()?, &task.resource, task.origin.as_ref()?))
     }
 
     /// Of the task of a record.
     #[must_use]
-    pub fn of_record(record: &Record) -> Self {
-        let from = match record.producer.as_deref().zip(record.sequence) {
-            Some((producer, sequence)) => Source::Producer(producer, sequence),
-            None => Source::Anywhere(&record.resource),
-        };
-        Self::of(&record.task, &from)
+    pub fn of_record(record: &Record) -> Option<Self> {
+        let (producer, sequence) = record.producer.as_deref().zip(record.sequence)?;
+        Some(Self::of(&record.task, &record.resource, producer, sequence))
     }
 
-    fn of(id: &TaskId, from: &Source<'_>) -> Self {
+    fn of(id: &TaskId, resource: &Resource, producer: &str, sequence: u64) -> Self {
         let mut hash = Xxh3::new();
-        hash.update(id.as_str().as_bytes());
-        match from {
-            Source::Producer(producer, sequence) => {
-                hash.update(&[0]);
-                hash.update(producer.as_bytes());
-                hash.update(&sequence.to_le_bytes());
-            }
-            Source::Anywhere(resource) => {
-                hash.update(&[1]);
-                hash.update(resource.as_str().as_bytes());
-            }
+        for text in [id.as_str(), resource.as_str(), producer] {
+            hash.update(&text.len().to_le_bytes());
+            hash.update(text.as_bytes());
         }
+        hash.update(&sequence.to_le_bytes());
         Self(hash.digest128().to_le_bytes())
-    }
-}
-
-/// What tells two tasks of one id apart.
-enum Source<'a> {
-    Producer(&'a str, u64),
-    Anywhere(&'a Resource),
-}
-
-/// The tasks that some part of the journal records as Executed.
-#[derive(Debug, Clone, Default)]
-pub struct Executed(HashSet<Fingerprint>);
-
-impl Executed {
-    /// Takes note of what a batch says. Of batches that were written twice too.
-    pub fn note(&mut self, batch: &Batch) {
-        let executed = batch.records.iter().filter(|r| r.outcome == Outcome::Executed);
-        self.0.extend(executed.map(Fingerprint::of_record));
-    }
-
-    /// Whether this task, this copy of it or another, was executed.
-    #[must_use]
-    pub fn contains(&self, task: &Task) -> bool {
-        Fingerprint::of_task(task).is_some_and(|task| self.0.contains(&task))
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

@@ -188,6 +188,11 @@ impl Lanes {
             Input::Pause(paused) => self.ready.pause(paused),
             Input::Cancel { tag, reason } => self.cancel(tag, reason, outputs),
             Input::SlotFree => self.start(outputs),
+            Input::Tried { tag, before } => {
+                let running = self.deliveries.get_mut(&tag).filter(|d| d.stage == Stage::Running);
+                let delivery = running.ok_or(IllegalInput::NotRunning(tag))?;
+                delivery.attempts = delivery.attempts.saturating_add(before);
+            }
             Input::Finished { tag, outcome } => self.finish(now, tag, outcome, outputs)?,
             Input::DeadLettered { tag } => {
                 let delivery =

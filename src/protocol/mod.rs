@@ -1,6 +1,7 @@
 //! The protocol, purely: no runtime, no client library, no clock, no
 //! environment. Everything a proof needs, and nothing else.
 
+pub mod copies;
 pub mod crashes;
 pub mod envelope;
 pub mod fence;
@@ -20,6 +21,7 @@ pub mod retry;
 pub mod settlement;
 pub mod stall;
 pub mod steering;
+pub mod suppression;
 pub mod task;
 pub mod text;
 pub mod trace_context;

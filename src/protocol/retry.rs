@@ -9,7 +9,8 @@ use std::time::Duration;
 /// A task that waits holds up its own resource and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RetryPolicy {
-    /// Attempts until a task is dead-lettered; 0 for no limit. Default 5.
+    /// Attempts until a task is dead-lettered; 0 for no limit. Default 5. Those with earlier
+    /// owners count, as far as the journal of the last 90 s knows them.
     pub attempts: u32,
     /// Longest wait after the first failed attempt. Default 500 ms.
     pub first_delay: Duration,

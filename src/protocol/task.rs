@@ -254,6 +254,8 @@ pub struct Task {
     pub published_at: Option<SystemTime>,
     /// Who published it, as which of its tasks; `None` until the producer sends it.
     pub origin: Option<Origin>,
+    /// It had been a dead letter, and was put back.
+    pub replayed: bool,
 }
 
 impl Task {
@@ -280,6 +282,7 @@ impl Task {
             trace_context: None,
             published_at: None,
             origin: None,
+            replayed: false,
         }
     }
 

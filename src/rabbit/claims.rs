@@ -5,7 +5,7 @@
 //! crash leaves at least one; a reader adds up what it finds. The queue is made
 //! when a partition first has a suspect.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
@@ -84,7 +84,7 @@ impl ClaimRegister {
     }
 
     /// Stores that a task is about to run.
-    pub(crate) async fn claim(&self, id: TaskId, alone: bool) -> Result<(), Error> {
+    pub(crate) async fn claim(self: &Arc<Self>, id: TaskId, alone: bool) -> Result<(), Error> {
         let version = {
             let mut state = self.state();
             state.claims.claim(id, alone);
@@ -94,21 +94,31 @@ impl ClaimRegister {
         self.stored(version).await
     }
 
-    /// A task's run has ended. Nothing is stored before [`ClaimRegister::flush`]
-    /// or the next claim: what is left of a claim is suspicion, not guilt.
-    pub(crate) fn clear(&self, id: &TaskId) {
+    /// A task's run has ended; says whether anything was known of it. Nothing is stored before
+    /// [`ClaimRegister::flush`] or the next claim: what is left of a claim is suspicion, not guilt.
+    pub(crate) fn clear(&self, id: &TaskId) -> bool {
         let mut state = self.state();
-        state.version += u64::from(state.claims.clear(id));
+        let known = state.claims.clear(id);
+        state.version += u64::from(known);
+        known
     }
 
     /// Stores what was cleared.
-    pub(crate) async fn flush(&self) -> Result<(), Error> {
+    pub(crate) async fn flush(self: &Arc<Self>) -> Result<(), Error> {
         let version = self.state().version;
         self.stored(version).await
     }
 
-    async fn stored(&self, version: u64) -> Result<(), Error> {
-        in_time("store a claim".to_owned(), self.store_unbounded(version)).await
+    async fn stored(self: &Arc<Self>, version: u64) -> Result<(), Error> {
+        let register = Arc::clone(self);
+        // Whoever waits may be stopped: half of a change would leave a record behind for good.
+        let storing = tokio::spawn(async move { register.store_unbounded(version).await });
+        let doing = || "store a claim".to_owned();
+        in_time(doing(), async {
+            let lost = |panic| Error::Broker { doing: doing(), source: Box::new(panic) };
+            storing.await.unwrap_or_else(|panic| Err(lost(panic)))
+        })
+        .await
     }
 
     async fn store_unbounded(&self, version: u64) -> Result<(), Error> {

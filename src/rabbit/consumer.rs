@@ -6,7 +6,8 @@
 //! channel first: unsettled deliveries go back in order.
 
 use std::num::NonZeroU16;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::connection::{arguments, close};
 use super::envelope;
@@ -37,12 +39,25 @@ pub(crate) struct Delivery {
     pub(crate) losses: u32,
     /// Whether any channel held it before: it may have been executed.
     pub(crate) redelivered: bool,
+    /// How often it was held before.
+    pub(crate) times_held: u32,
     /// The properties as they came, for the dead letters.
     pub(crate) properties: BasicProperties,
     /// The body; empty while it waits on disk.
     pub(crate) payload: Bytes,
     /// Where that is, if it is accounted for.
     pub(crate) kept: Option<Kept>,
+    /// Of a message of the inbox.
+    pub(crate) forwarding: Arc<Forwarding>,
+}
+
+/// What a router knows of its earlier tries to send a message on.
+#[derive(Debug, Default)]
+pub(crate) struct Forwarding {
+    /// For one that has none of its publisher.
+    pub(crate) id: OnceLock<Uuid>,
+    /// One that was not answered: a copy may be there.
+    pub(crate) unsure: AtomicBool,
 }
 
 impl Delivery {
@@ -51,9 +66,11 @@ impl Delivery {
             tag: DeliveryTag(delivery.delivery_tag),
             losses: envelope::losses(&delivery.properties, delivery.redelivered),
             redelivered: delivery.redelivered,
+            times_held: envelope::times_held(&delivery.properties, delivery.redelivered),
             properties: delivery.properties,
             payload: Bytes::from(delivery.data),
             kept: None,
+            forwarding: Arc::default(),
         }
     }
 

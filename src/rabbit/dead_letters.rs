@@ -42,7 +42,7 @@ pub struct DeadLetter {
     pub content_type: Option<String>,
     /// Why it was given up.
     pub reason: String,
-    /// How often it was tried since its last hand-over.
+    /// How often it was tried, with earlier owners as well where that is known.
     pub attempts: i64,
     /// The worker or router that gave it up, or `the broker`, which a policy had drop it.
     pub by: Option<String>,
@@ -311,7 +311,7 @@ impl DeadLetters {
     /// # Cancel safety
     /// As [`DeadLetters::replay`].
     pub async fn begin_replay(&mut self, letter: DeadLetter) -> Result<(), ReplayError> {
-        let task = letter.task()?;
+        let task = Task { replayed: true, ..letter.task()? };
         while self.replaying.len() >= MAX_REPLAYS {
             self.finish_oldest_replay().await?;
         }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::death::X_DEATH;
 use super::sieve::UNREADABLE;
 use crate::protocol::envelope::{
-    Envelope, Header, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER, TRACEPARENT_HEADER,
-    TRACESTATE_HEADER,
+    Envelope, Header, REPLAYED_HEADER, REPUBLISHED_HEADER, RESOURCE_HEADER, TIMESTAMP_MS_HEADER,
+    TRACEPARENT_HEADER, TRACESTATE_HEADER,
 };
 use crate::protocol::task::{Origin, Task, TaskId};
 use crate::protocol::trace_context::TraceContext;
@@ -45,6 +45,9 @@ pub(crate) fn properties(
     if origin.is_some_and(|origin| origin.republished) {
         headers.insert(REPUBLISHED_HEADER.into(), AMQPValue::Boolean(true));
     }
+    if task.replayed {
+        headers.insert(REPLAYED_HEADER.into(), AMQPValue::Boolean(true));
+    }
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id.as_str().into())
@@ -64,11 +67,12 @@ pub(crate) fn properties(
 }
 
 /// The properties of a message from the inbox, as a task's: durable, with an id
-/// and a time. Left out is what would make the broker reorder it, expire it, refuse it,
-/// or copy it to other queues. `again` says that it may have been forwarded before;
+/// (`made`, if it has none) and a time. Left out is what would make the broker reorder it,
+/// expire it, refuse it, or copy it to other queues. `again` says that it may have been forwarded before;
 /// `context` is the span that forwards it, if there is one.
 pub(crate) fn forwarded(
     properties: &BasicProperties,
+    made: &Uuid,
     again: bool,
     context: Option<&TraceContext>,
 ) -> BasicProperties {
@@ -96,7 +100,7 @@ pub(crate) fn forwarded(
         headers.insert(TIMESTAMP_MS_HEADER.into(), published_ms);
     }
     let id = properties.message_id().clone();
-    let id = id.unwrap_or_else(|| Uuid::now_v7().hyphenated().to_string().into());
+    let id = id.unwrap_or_else(|| made.hyphenated().to_string().into());
     kept(properties)
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id)
@@ -162,7 +166,20 @@ pub(crate) fn envelope(properties: &BasicProperties) -> Envelope<'_> {
         traceparent: header(properties, TRACEPARENT_HEADER).map(untrusted),
         tracestate: header(properties, TRACESTATE_HEADER).map(untrusted),
         republished: header(properties, REPUBLISHED_HEADER) == Some(&AMQPValue::Boolean(true)),
+        replayed: header(properties, REPLAYED_HEADER) == Some(&AMQPValue::Boolean(true)),
     }
+}
+
+/// How often a consumer held this message and did not settle it. More than it was, never less:
+/// the broker counts twice what was closed or lost, in two counts of which one may be missing.
+pub(crate) fn times_held(properties: &BasicProperties, redelivered: bool) -> u32 {
+    if !redelivered {
+        return 0;
+    }
+    let count = |name| number(properties, name).unwrap_or(0).max(0);
+    // A publisher's own count may be there, if the broker has none.
+    let held = count(DELIVERY_COUNT).max(count(ACQUIRED_COUNT)).max(1);
+    u32::try_from(held).unwrap_or(u32::MAX)
 }
 
 /// How many channels that held this message were closed or lost. The broker does not tell an
@@ -241,7 +258,7 @@ pub(crate) mod fuzz {
     use bytes::Bytes;
     use lapin::BasicProperties;
 
-    use super::{envelope as read, forwarded, losses, properties};
+    use super::{envelope as read, forwarded, losses, properties, times_held};
     use crate::protocol::envelope::EnvelopeError;
     use crate::protocol::task::{Task, TaskId};
     use crate::rabbit::header_size;
@@ -261,8 +278,9 @@ pub(crate) mod fuzz {
         let task = |properties: &BasicProperties| -> Result<Task, EnvelopeError> {
             read(properties).into_task(payload.clone())
         };
-        assert_eq!(losses(original, false), 0, "a publisher's own count");
-        let sent_on = task(&forwarded(original, false, None));
+        let counted = (losses(original, false), times_held(original, false));
+        assert_eq!(counted, (0, 0), "a publisher's own count");
+        let sent_on = task(&forwarded(original, &uuid::Uuid::now_v7(), false, None));
         match task(original) {
             Err(error) => assert_eq!(sent_on, Err(error), "the router changes nothing"),
             Ok(task_read) => {
@@ -289,18 +307,23 @@ mod tests {
 
     #[test]
     fn a_loss_is_counted_by_the_broker_and_by_nobody_else() {
-        let counted = |closed: Option<i64>, redelivered| {
+        let counted = |closed: Option<i64>, acquired: Option<i64>, redelivered| {
             let mut headers = FieldTable::default();
-            if let Some(count) = closed {
-                headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongLongInt(count));
+            for (name, count) in [(DELIVERY_COUNT, closed), (ACQUIRED_COUNT, acquired)] {
+                if let Some(count) = count {
+                    headers.insert(name.into(), AMQPValue::LongLongInt(count));
+                }
             }
-            losses(&BasicProperties::default().with_headers(headers), redelivered)
+            let properties = BasicProperties::default().with_headers(headers);
+            (losses(&properties, redelivered), times_held(&properties, redelivered))
         };
-        assert_eq!(counted(None, false), 0);
-        assert_eq!(counted(Some(3), true), 3);
-        assert_eq!(counted(None, true), 0, "its node was lost");
-        assert_eq!(counted(Some(3), false), 0, "its publisher wrote that");
-        assert_eq!(counted(Some(i64::MAX), true), u32::MAX);
-        assert_eq!(counted(Some(-1), true), 0);
+        assert_eq!(counted(None, None, false), (0, 0));
+        assert_eq!(counted(Some(3), None, true), (3, 3), "4.0 has one count");
+        assert_eq!(counted(Some(2), Some(2), true), (2, 2), "two channels went");
+        assert_eq!(counted(Some(1), Some(2), true), (1, 2), "one of them with its node");
+        assert_eq!(counted(None, Some(1), true), (0, 1), "its node was lost");
+        assert_eq!(counted(Some(3), Some(3), false), (0, 0), "its publisher wrote that");
+        assert_eq!(counted(Some(i64::MAX), Some(i64::MIN), true), (u32::MAX, u32::MAX));
+        assert_eq!(counted(Some(-1), None, true), (0, 1));
     }
 }

@@ -18,10 +18,11 @@ use lapin::{BasicProperties, Channel, Connection, Event};
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::answers::{Answer, Answers, Label};
 use super::connection::{CLOSE_TIMEOUT, Connect, confirm_channel, say_goodbye};
-use super::consumer::Delivery;
+use super::consumer::{Delivery, Forwarding};
 use super::envelope;
 use super::error::{Error, reply};
 use super::header_size::frame_bytes;
@@ -338,7 +339,8 @@ impl Publisher {
     }
 
     /// Sends on a message as it came, with what a task must have and it lacks, and with
-    /// the span that does it, if there is one.
+    /// the span that does it, if there is one. It has one id however often it is sent, and
+    /// says so if an earlier copy may be there.
     ///
     /// # Cancel safety
     /// The message may or may not be sent.
@@ -348,8 +350,10 @@ impl Publisher {
         delivery: &Delivery,
         context: Option<&TraceContext>,
     ) -> Result<Sent, PublishError> {
-        let again = delivery.redelivered;
-        let properties = envelope::forwarded(&delivery.properties, again, context);
+        let Forwarding { id, unsure } = &*delivery.forwarding;
+        let id = id.get_or_init(Uuid::now_v7);
+        let again = delivery.redelivered || unsure.load(Ordering::Relaxed);
+        let properties = envelope::forwarded(&delivery.properties, id, again, context);
         self.send(route, properties, delivery.payload.clone(), None).await
     }
 

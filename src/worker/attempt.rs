@@ -62,7 +62,7 @@ pub(super) async fn run<E: Execute>(
         cut_reason(reason);
     }
     let result = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
-    Ended { outcome, result, lacking }
+    Ended { outcome, result, lacking, failed_before: 0 }
 }
 
 /// How long a suspect waits until nothing else runs.
@@ -74,11 +74,13 @@ pub(super) struct Ended {
     pub(super) result: TaskResult,
     /// What was out of reach, if it was refused.
     pub(super) lacking: Option<Lacking>,
+    /// Attempts that failed with earlier owners. Looked for when the first one fails here.
+    pub(super) failed_before: u32,
 }
 
 impl From<Outcome> for Ended {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, result: TaskResult::NONE, lacking: None }
+        Self { outcome, result: TaskResult::NONE, lacking: None, failed_before: 0 }
     }
 }
 

@@ -35,9 +35,14 @@ impl Counting {
         }
     }
 
-    /// A task was executed by an owner that was lost.
+    /// A task was settled by an owner that was lost.
     pub(super) fn suppressed(&self) {
         self.worker().suppressed.fetch_add(1, Relaxed);
+    }
+
+    /// Another copy of a task was executed.
+    pub(super) fn superseded(&self) {
+        self.worker().superseded.fetch_add(1, Relaxed);
     }
 
     /// An attempt begins, as this one of its task's.

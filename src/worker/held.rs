@@ -65,7 +65,7 @@ impl HeldDelivery {
     ) -> Option<Record> {
         let (id, task) = self.task.as_ref()?;
         let (slot, at_us, took_us) = match outcome {
-            Outcome::DeadLettered => (None, now_us, 0),
+            Outcome::DeadLettered | Outcome::Superseded => (None, now_us, 0),
             Outcome::Executed | Outcome::Failed | Outcome::Aborted | Outcome::Lost => {
                 let (slot, at_us, took_us) = self.stint.times()?;
                 (Some(slot), at_us, took_us)
@@ -86,9 +86,10 @@ impl HeldDelivery {
             producer: None,
             sequence: None,
             republished: false,
+            replayed: false,
             redelivered: self.delivery.redelivered,
         };
-        record.set_origin(task.origin.as_ref());
+        record.set_origin(task);
         Some(record)
     }
 

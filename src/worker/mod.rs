@@ -36,6 +36,7 @@ use self::stints::Stints;
 use crate::backoff::Backoff;
 use crate::handler::{Attempt, Failure, Handler};
 use crate::metrics::{Figures, Metrics};
+use crate::protocol::copies::Copies;
 use crate::protocol::crashes::MaxCrashes;
 use crate::protocol::ownership::{Weight, WorkerId};
 use crate::protocol::partition::{PartitionId, Topology};
@@ -146,8 +147,10 @@ pub struct WorkerSummary {
     pub dead_lettered: u64,
     /// Deliveries that another owner, or this one before, had held already.
     pub redelivered: u64,
-    /// Of these, tasks that had been executed, by the journal: they were acked.
+    /// Of these, tasks that had been settled, by the journal: they were acked.
     pub suppressed: u64,
+    /// Deliveries that were acked because another copy of the task had been executed here.
+    pub superseded: u64,
     /// Running attempts that were aborted, because the drain took too long or
     /// the broker was lost. They are executed again.
     pub aborted: u64,
@@ -284,6 +287,7 @@ struct Shared<E> {
     spill: Arc<Spill>,
     /// Closed while the handler is out of reach.
     handler: Arc<Gate>,
+    copies: Mutex<Copies>,
     /// Made by the first session, kept by the others. `None` if there is to be none.
     journal: OnceLock<Option<Arc<Journal>>>,
     figures: Arc<Figures>,
@@ -334,6 +338,7 @@ impl<E> Shared<E> {
             executor,
             stints: Stints::new(Arc::clone(&metrics.figures)),
             handler: Gate::new("the handler"),
+            copies: Mutex::default(),
             journal: OnceLock::new(),
             figures: metrics.figures,
             tracer: Tracer::global(),
@@ -386,6 +391,10 @@ impl<E> Shared<E> {
         self.set_apart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn copies(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn last_plan(&self) -> Option<Arc<Plan>> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -407,6 +416,7 @@ impl<E> Shared<E> {
             dead_lettered: read(&figures.dead_lettered),
             redelivered: read(&figures.redelivered),
             suppressed: read(&figures.suppressed),
+            superseded: read(&figures.superseded),
             aborted: read(&figures.aborted),
             reconnects: read(&figures.reconnects),
         }

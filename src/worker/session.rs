@@ -15,6 +15,7 @@ use super::steered::Steered;
 use super::{Execute, Held, Shared, Source, backlog, member, planner};
 use crate::protocol::partition::{PartitionId, Topology};
 use crate::protocol::plan::Plan;
+use crate::protocol::task::{Resource, TaskId};
 use crate::rabbit::connection::{Connect, Connection, close_connection};
 use crate::rabbit::control::{Control, WorkerReport};
 use crate::rabbit::epoch;
@@ -273,28 +274,39 @@ impl<E> Session<E> {
         }
     }
 
-    /// The tasks that had been executed by the time `owned_since` in a partition, as
-    /// far as the journal knows. `None` without a journal.
-    pub(super) async fn executed_before(
+    /// The tasks that had been settled by the time `owned_since` in a partition and may not
+    /// have been acked. `None` without a journal, or if it cannot be read back far enough.
+    pub(super) async fn settled_before(
         &self,
         owned_since: Instant,
         partition: PartitionId,
     ) -> Option<Lately> {
         let journal = self.shared.journal()?;
         let namespace = self.shared.connect.namespace();
-        let mut lately = Lately::default();
         for recent in &self.lately {
-            let found = recent.look(&self.side, namespace, journal, owned_since).await;
             // What cannot be read now is not waited for once more.
-            let Some(found) = found else { break };
-            lately = found;
-            if lately.covers(partition) {
-                break;
+            let found = recent.look(&self.side, namespace, journal, owned_since).await?;
+            if found.covers(partition) {
+                return Some(found);
             }
             // Its acks came late, or it was not heard of just before and may have been lost
             // long ago.
         }
-        Some(lately)
+        None
+    }
+
+    /// How often a task has failed with the owners of its partition before that time, as far
+    /// as the journal knows: 90 s back.
+    pub(super) async fn failed_before(
+        &self,
+        owned_since: Instant,
+        task: &TaskId,
+        resource: &Resource,
+    ) -> u32 {
+        let Some(journal) = self.shared.journal() else { return 0 };
+        let (namespace, [.., long]) = (self.shared.connect.namespace(), &self.lately);
+        let found = long.look(&self.side, namespace, journal, owned_since).await;
+        found.map_or(0, |lately| lately.failed(task, resource))
     }
 
     /// Tells once that the worker has got a partition, or a place in a line.

@@ -5,11 +5,12 @@
 //! another one, and no handler outlives it.
 
 mod acting;
+mod claiming;
 mod journaling;
 mod judging;
 mod spilling;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::protocol::journal::{self, Record};
 use crate::protocol::lanes::{IllegalInput, Input, Lanes, Millis, Outcome, Output};
 use crate::protocol::partition::PartitionId;
 use crate::protocol::settlement::DeliveryTag;
+use crate::protocol::suppression::Suppression;
 use crate::protocol::text::cut_reason;
 use crate::rabbit::claims::ClaimRegister;
 use crate::rabbit::consumer::{Delivery, QueueChannel};
@@ -64,13 +66,16 @@ pub(super) struct Tenure<'a, E> {
     /// Closed while there is no fencing token for the partition.
     tokens: Arc<Gate>,
     claims: Option<Arc<ClaimRegister>>,
+    /// When they are looked at again, if they could not be read.
+    claims_due: Option<Instant>,
     returned: Returned,
     recording: Recording,
     counting: Counting,
-    /// Since when the partition is ours, at the latest; and what was executed by
-    /// then.
+    /// Since when the partition is ours, at the latest; and what was settled and not acked by
+    /// then, nothing if that is not known.
     owned_since: Option<Instant>,
-    executed: Option<Lately>,
+    settled: Option<Lately>,
+    suppression: Suppression,
     mint: Mint,
     /// What operators have ordered.
     view: watch::Receiver<View>,
@@ -133,11 +138,13 @@ impl<'a, E: Execute> Tenure<'a, E> {
             slot: None,
             tokens: Gate::new(format!("the fencing token of {queue}")),
             claims: None,
+            claims_due: None,
             returned: Returned::default(),
             recording,
             counting,
             owned_since: None,
-            executed: None,
+            settled: None,
+            suppression: Suppression::default(),
             mint,
             view,
             leaving: false,
@@ -178,6 +185,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
         self.counting.aborted(self.running.len());
         self.end_running(lost).await;
         self.dead_letters.shutdown().await;
+        self.take_claims_back().await;
         self.record_aborted();
         if !lost {
             self.settle().await;
@@ -273,6 +281,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
                 self.counting.dead_lettered();
                 let reason = self.deliveries.get_mut(&tag).and_then(|held| held.obituary.take());
                 self.record(tag, journal::Outcome::DeadLettered, reason.as_deref());
+                self.forget_evidence(tag);
                 self.session.held[self.index].note_settled();
                 self.deliveries.remove(&tag);
                 self.apply(Input::DeadLettered { tag })?;
@@ -311,8 +320,8 @@ impl<'a, E: Execute> Tenure<'a, E> {
         if self.lanes.unsettled() == 0 && self.lanes.pending_acks() == 0 && !waits_for_records {
             self.mint.release();
             // The partition may have another owner now, unnoticed.
-            (self.owned_since, self.executed) = (None, None);
-            self.returned = Returned::default();
+            (self.owned_since, self.settled) = (None, None);
+            (self.suppression, self.returned) = Default::default();
         }
         if self.lanes.pending_acks() == 0 {
             (self.flush_at, self.flush_waits) = (None, false);
@@ -411,7 +420,7 @@ impl<'a, E: Execute> Tenure<'a, E> {
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), Error> {
-        let (id, Ended { outcome, result, lacking }) = match ended {
+        let (id, Ended { outcome, result, lacking, failed_before }) = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 let id = error.id();
@@ -426,7 +435,11 @@ impl<'a, E: Execute> Tenure<'a, E> {
         let Some(tag) = self.running_tags.remove(&id) else { return Ok(()) };
         let outcome = self.pass_judged(tag, outcome, lacking);
         let outcome = self.unless_cancelled(tag, outcome);
-        if let Some(held) = self.deliveries.get(&tag) {
+        if failed_before > 0 {
+            self.apply(Input::Tried { tag, before: failed_before })?;
+        }
+        if let Some(held) = self.deliveries.get_mut(&tag) {
+            held.attempt = held.attempt.saturating_add(failed_before);
             match outcome {
                 Outcome::Refused { .. } => self.counting.refused(),
                 _ => self.counting.ended(held, matches!(outcome, Outcome::Executed)),
@@ -437,6 +450,9 @@ impl<'a, E: Execute> Tenure<'a, E> {
             Outcome::Executed => {
                 self.session.held[self.index].note_settled();
                 if let Some(held) = self.deliveries.remove(&tag) {
+                    if let Some((_, task)) = &held.task {
+                        self.session.shared.copies().executed(task);
+                    }
                     let record = self.record_of(&held, journal::Outcome::Executed);
                     let result = held.kept(result);
                     self.append(record.map(|record| Record { result, ..record }));
@@ -462,8 +478,14 @@ impl<'a, E: Execute> Tenure<'a, E> {
     /// Does what the lanes have asked for.
     async fn act(&mut self) -> Result<Go, Error> {
         let mut go = Go::On;
-        for output in std::mem::take(&mut self.outputs) {
+        let mut outputs = VecDeque::from(std::mem::take(&mut self.outputs));
+        while let Some(output) = outputs.pop_front() {
             match output {
+                Output::Start { tag, .. } if self.supersede(tag) => {
+                    let outcome = Outcome::Executed;
+                    self.apply(Input::Finished { tag, outcome })?;
+                    outputs.extend(self.outputs.drain(..));
+                }
                 Output::Start { tag, attempt } => self.start(tag, attempt),
                 Output::DeadLetter { tag, attempts, reason } => {
                     self.dead_letter(tag, attempts, reason);

@@ -225,3 +225,40 @@ async fn what_is_executed_is_followed() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(json(&ran)["report"]["executed"], TASKS);
 }
+
+/// Whoever takes over what was lost twice asks who kills workers. If nobody can tell, that is no
+/// reason to ask for every task.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_cannot_be_read_hold_up_a_take_over_once() {
+    const MANY: u64 = 20;
+    let broker = Broker::shared().await.unwrap();
+    let user = User::with_partitions(1).await;
+    let lines: String = (0..MANY).map(|n| format!("{{\"r\":\"r{n}\"}}\n")).collect();
+    let input = user.file("many.ndjson", lines);
+    user.succeeds(&["publish", input.to_str().unwrap(), "--resource", "/r"]);
+    let claims = format!("{}.g1.p0.claims", user.namespace);
+    // Not the queue that it should be.
+    let declare = format!(
+        "rabbit_amqqueue:declare(rabbit_misc:r(<<\"/\">>, queue, <<\"{claims}\">>), true, false, \
+         [], none, <<\"test\">>)."
+    );
+    let declared = broker.exec(["rabbitmqctl", "--quiet", "eval", &declare]).await.unwrap();
+    assert!(declared.status.success(), "{declared:?}");
+    let hold = user.file("hold", "");
+    let holds = "while [ -e hold ]; do sleep 0.05; done";
+    for name in ["one", "two"] {
+        let lost = user.starts(&["work", "--exec", holds, "--id", name]);
+        user.waits_for("all of them", || {
+            let status = user.status();
+            let partition = &status["partitions"][0];
+            (&partition["owner"], &partition["unsettled"]) == (&name.into(), &MANY.into())
+        });
+        lost.signal("KILL");
+    }
+    let heir = user.starts(&["work", "--exec", EXEC, "--id", "heir"]);
+    user.waits_for("all executions", || user.lines_of("done.log").len() as u64 == MANY);
+    heir.signal("KILL");
+    let said = heir.ends().err;
+    std::fs::remove_file(hold).unwrap();
+    assert_eq!(said.matches("cannot tell who kills workers").count(), 1, "{said}");
+}

@@ -41,5 +41,6 @@ export const OUTCOMES = {
   failed: "failed",
   aborted: "aborted",
   dead_lettered: "dead letter",
+  superseded: "superseded",
   lost: "lost",
 };

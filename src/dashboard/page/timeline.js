@@ -15,7 +15,7 @@ const weight = (us, busy) => (busy ? 3 + Math.sqrt(us / 1_000) : Math.min(12, 1 
 
 /** Attempts `{worker, at_us, took_us, outcome, …}`, as the journal has them. */
 export function timeline(attempts) {
-  const ran = attempts.filter((one) => one.outcome !== "dead_lettered").slice(-SHOWN);
+  const ran = attempts.filter((one) => !["dead_lettered", "superseded"].includes(one.outcome)).slice(-SHOWN);
   const bars = ran.map((one) => ({ one, from: one.at_us, to: one.at_us + Math.max(1, one.took_us) }));
   const x = scale(bars);
   const workers = [...new Set(bars.map(({ one }) => one.worker))];

@@ -79,6 +79,8 @@ pub enum Outcome {
     DeadLettered,
     /// Nobody knows how it ended, only that it no longer runs.
     Lost,
+    /// It was not executed, since another copy of the task had been.
+    Superseded,
 }
 
 /// What a worker records, or whoever watches it.
@@ -107,7 +109,19 @@ impl fmt::Display for Outcome {
             Self::Aborted => "aborted",
             Self::DeadLettered => "dead-lettered",
             Self::Lost => "lost",
+            Self::Superseded => "superseded",
         })
+    }
+}
+
+impl Outcome {
+    /// Whether a handler was at it. Else it is the end of a task, or of a copy of one.
+    #[must_use]
+    pub const fn is_attempt(self) -> bool {
+        match self {
+            Self::Executed | Self::Failed | Self::Aborted | Self::Lost => true,
+            Self::DeadLettered | Self::Superseded => false,
+        }
     }
 }
 

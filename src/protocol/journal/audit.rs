@@ -21,6 +21,8 @@
 //! record; some 40 bytes for each of the last [`Audit::TASKS`] tasks; tasks that are
 //! being retried. What falls out of these bounds can no longer be found wrong.
 
+mod report;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use std::time::Duration;
 use serde::Serialize;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+pub use self::report::AuditReport;
 use super::{Batch, Novelty, Outcome, Record, Written};
 use crate::protocol::history::{Process, TimeOfDay};
 use crate::protocol::ownership::WorkerId;
@@ -145,45 +148,13 @@ pub enum Finding {
     },
 }
 
-/// What a journal amounts to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct AuditReport {
-    /// Attempts.
-    pub executions: u64,
-    /// Tasks that were executed.
-    pub executed: u64,
-    /// Tasks that were dead-lettered.
-    pub dead_lettered: u64,
-    /// Attempts that failed.
-    pub failed: u64,
-    /// Attempts that were aborted.
-    pub aborted: u64,
-    /// Executions of executed tasks, since the ack was lost with its worker.
-    pub repeated_redelivered: u64,
-    /// Executions of executed tasks, since they were published more than once.
-    pub repeated_republished: u64,
-    /// Executions of tasks that had been dead-lettered.
-    pub replayed: u64,
-    /// Tasks that were tried and neither executed nor dead-lettered by the end.
-    pub open: u64,
-    /// Resources that were touched.
-    pub resources: u64,
-    /// Worker processes.
-    pub workers: u64,
-    /// When the first execution started, microseconds since 1970.
-    pub from_us: u64,
-    /// When the last one ended, microseconds since 1970.
-    pub to_us: u64,
-    /// Things that the protocol excludes.
-    pub findings: u64,
-}
-
 /// Checks a journal, batch by batch, in one pass.
 #[derive(Debug, Default)]
 pub struct Audit {
     tolerance_us: u64,
     written: Written,
+    /// Who has recorded something, and whether that was all.
+    writers: HashMap<Arc<str>, bool>,
     lanes: HashMap<Resource, Lane>,
     slots: HashMap<Process, Arc<Entry>>,
     periods: HashMap<PartitionId, Period>,
@@ -237,7 +208,15 @@ impl Audit {
                 before: batch.number,
             }),
         }
-        let Batch { writer, worker, records, .. } = batch;
+        let Batch { writer, worker, records, late, ended, .. } = batch;
+        self.report.late += late;
+        match self.writers.get_mut(&writer) {
+            Some(all) => *all = ended,
+            None if records.is_empty() => {}
+            None => {
+                self.writers.insert(Arc::clone(&writer), ended);
+            }
+        }
         for record in records {
             let entry = Arc::new(Entry { worker: worker.clone(), record });
             self.record(&writer, &entry, &mut findings);
@@ -251,7 +230,8 @@ impl Audit {
     pub fn report(&self) -> AuditReport {
         AuditReport {
             resources: self.lanes.len() as u64,
-            workers: self.written.0.len() as u64,
+            workers: self.writers.len() as u64,
+            unended: self.writers.values().filter(|ended| !**ended).count() as u64,
             open: self.open.len() as u64,
             ..self.report.clone()
         }
@@ -271,6 +251,10 @@ impl Audit {
             self.tasks.settle(key, entry);
             return;
         }
+        if record.outcome == Outcome::Superseded {
+            report.superseded += 1;
+            return;
+        }
         report.executions += 1;
         let before = findings.len();
         self.overlap(entry, findings);
@@ -288,7 +272,7 @@ impl Audit {
             }
             Outcome::Failed => self.report.failed += 1,
             Outcome::Aborted | Outcome::Lost => self.report.aborted += 1,
-            Outcome::DeadLettered => {}
+            Outcome::DeadLettered | Outcome::Superseded => {}
         }
         if !self.tasks.is_executed(&key) {
             self.open.insert(key);
@@ -303,7 +287,9 @@ impl Audit {
         };
         let overlap_us = last.overlap_us(entry);
         let tolerated = if last.worker == entry.worker { 0 } else { self.tolerance_us };
-        if overlap_us > tolerated {
+        if overlap_us > tolerated && (cut_off(last, entry) || cut_off(entry, last)) {
+            self.report.cut_off += 1;
+        } else if overlap_us > tolerated {
             let (first, second) = (copy(last), copy(entry));
             findings.push(Finding::Overlap { overlap_us, first, second });
         }
@@ -344,6 +330,8 @@ impl Audit {
     fn sequence(&mut self, key: [u8; 16], entry: &Arc<Entry>, findings: &mut Vec<Finding>) {
         let record = &entry.record;
         match self.tasks.get(&key) {
+            // Its dead letter may be older than the journal.
+            None if record.replayed => self.report.replayed += 1,
             None => {
                 let lane = self.lanes.entry(record.resource.clone()).or_default();
                 if let Some(earlier) = lane.advance(entry)
@@ -353,7 +341,7 @@ impl Audit {
                     findings.push(Finding::OutOfOrder { earlier, overtaken });
                 }
             }
-            Some(settled) if !settled.executed => self.report.replayed += 1,
+            Some(settled) if !settled.executed || record.replayed => self.report.replayed += 1,
             Some(settled) if record.redelivered || settled.redelivered => {
                 self.report.repeated_redelivered += 1;
             }
@@ -470,27 +458,14 @@ fn recorded_late(entry: &Entry, other: &Entry, tolerance_us: u64) -> bool {
         && entry.record.end_us().saturating_add(tolerance_us) <= other.record.at_us
 }
 
-fn copy(entry: &Arc<Entry>) -> Box<Entry> {
-    Box::new(Entry::clone(entry))
+/// Whether an attempt was aborted that had begun before another worker's. When a frozen worker
+/// stopped executing it nobody knows; that it says so after it woke is no overlap.
+fn cut_off(aborted: &Entry, other: &Entry) -> bool {
+    aborted.record.outcome == Outcome::Aborted
+        && aborted.worker != other.worker
+        && aborted.record.at_us < other.record.at_us
 }
 
-impl fmt::Display for AuditReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { executed, dead_lettered, open, executions, resources, workers, .. } = self;
-        writeln!(f, "{executed} tasks executed, {dead_lettered} dead-lettered, {open} still open")?;
-        writeln!(
-            f,
-            "{executions} executions on {resources} resources by {workers} worker processes"
-        )?;
-        let Self { failed, aborted, replayed, .. } = self;
-        writeln!(f, "{failed} failed, {aborted} aborted, {replayed} replayed dead letters")?;
-        writeln!(
-            f,
-            "{} executed again: {} redelivered, {} published again",
-            self.repeated_redelivered + self.repeated_republished,
-            self.repeated_redelivered,
-            self.repeated_republished
-        )?;
-        write!(f, "{} violations", self.findings)
-    }
+fn copy(entry: &Arc<Entry>) -> Box<Entry> {
+    Box::new(Entry::clone(entry))
 }

@@ -72,6 +72,8 @@ mod tests {
             writer: writer.into(),
             number,
             open_from,
+            late: 0,
+            ended: false,
             worker: crate::WorkerId::new("w").expect("a name"),
             records: partitions.iter().map(|p| read(record(p))).collect(),
         }

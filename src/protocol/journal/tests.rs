@@ -2,7 +2,7 @@
 //! with a single fault just that fault. Journals are random by a seed, which every
 //! failure prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::*;
@@ -47,6 +47,7 @@ fn record(task: &str, resource: u32, at_us: u64) -> Record {
         producer: None,
         sequence: None,
         republished: false,
+        replayed: false,
         redelivered: false,
     }
 }
@@ -185,6 +186,8 @@ impl Fleet {
                         writer: name,
                         number,
                         open_from: 0,
+                        late: 0,
+                        ended: false,
                         worker,
                         records,
                     });
@@ -262,7 +265,8 @@ fn an_overlap_is_found() {
         |dice, fleet| {
             let at = dice.below(fleet.records.len());
             let (writer, running) = fleet.records[at].clone();
-            (running.took_us > 2 && running.outcome != Outcome::DeadLettered).then_some(())?;
+            let ran = matches!(running.outcome, Outcome::Executed | Outcome::Failed);
+            (running.took_us > 2 && ran).then_some(())?;
             let intruder = Record {
                 task: TaskId::new("intruder").expect("an id"),
                 at_us: running.at_us + 1,
@@ -417,7 +421,16 @@ fn clocks_may_differ_by_the_tolerance() {
     let at = |writer: usize, task: &str, at_us, took_us| {
         let records = vec![Record { took_us, ..record(task, 1, at_us) }];
         let name = format!("writer-{writer}").into();
-        Batch { v: 1, writer: name, number: 0, open_from: 0, worker: worker(writer), records }
+        Batch {
+            v: 1,
+            writer: name,
+            number: 0,
+            open_from: 0,
+            late: 0,
+            ended: false,
+            worker: worker(writer),
+            records,
+        }
     };
     let findings = |tolerance, batches: [Batch; 2]| {
         let mut audit = Audit::new(Duration::from_micros(tolerance));
@@ -444,6 +457,8 @@ fn what_is_recorded_late_is_in_order() {
             writer: name,
             number,
             open_from: 0,
+            late: 0,
+            ended: false,
             worker: worker(writer),
             records: vec![record],
         }
@@ -468,28 +483,107 @@ fn a_task_is_told_from_another_of_the_same_id() {
     let mut task = Task::on(Resource::new("r").expect("a key"), "");
     assert_eq!(Fingerprint::of_task(&task), None, "it may be one of many");
     task.id = Some(TaskId::new("t").expect("an id"));
-    let mut prints = vec![Fingerprint::of_task(&task)];
-    let other = Task { resource: Resource::new("s").expect("a key"), ..task.clone() };
-    prints.push(Fingerprint::of_task(&other));
+    assert_eq!(Fingerprint::of_task(&task), None, "nobody guarantees its id");
+    let mut prints = Vec::new();
     for (producer, sequence) in [("p", 1), ("p", 2), ("q", 1)] {
         let origin = Origin { producer: producer.into(), sequence, republished: false };
         task.origin = Some(origin.clone());
         prints.push(Fingerprint::of_task(&task));
+        let other = Task { resource: Resource::new("s").expect("a key"), ..task.clone() };
+        prints.push(Fingerprint::of_task(&other));
         task.origin = Some(Origin { republished: true, ..origin });
-        assert_eq!(prints.last(), Some(&Fingerprint::of_task(&task)), "a copy");
+        assert_eq!(Fingerprint::of_task(&task), prints[prints.len() - 2], "a copy");
     }
     let distinct: HashSet<_> = prints.iter().collect();
-    assert_eq!(distinct.len(), 5);
+    assert_eq!(distinct.len(), 6);
+}
+
+/// Batches of one record each, by the number of their writer, in their order.
+fn audited(records: impl IntoIterator<Item = (usize, Record)>) -> (AuditReport, Vec<Finding>) {
+    let mut audit = Audit::new(Duration::ZERO);
+    let mut findings = Vec::new();
+    for (number, (writer, record)) in records.into_iter().enumerate() {
+        findings.extend(audit.note(Batch {
+            v: 1,
+            writer: format!("writer-{writer}").into(),
+            number: number as u64,
+            open_from: 0,
+            late: 0,
+            ended: false,
+            worker: worker(writer),
+            records: vec![record],
+        }));
+    }
+    findings.retain(|finding| !matches!(finding, Finding::RecordsMissing { .. }));
+    (audit.report(), findings)
+}
+
+#[test]
+fn an_attempt_of_a_frozen_worker_overlaps_nothing() {
+    let aborted =
+        |at_us| Record { outcome: Outcome::Aborted, took_us: 1_000, ..record("t0", 1, at_us) };
+    let other = Record { took_us: 10, ..record("t1", 1, 500) };
+    for records in
+        [[(0, aborted(100)), (1, other.clone())], [(1, other.clone()), (0, aborted(100))]]
+    {
+        let (report, findings) = audited(records);
+        assert_eq!((report.aborted, report.cut_off, findings), (1, 1, vec![]));
+    }
+    let overlaps = |records| {
+        let (report, findings) = audited(records);
+        matches!(findings[..], [Finding::Overlap { .. }]) && report.cut_off == 0
+    };
+    assert!(overlaps([(1, other.clone()), (0, aborted(505))]), "it began while the other ran");
+    assert!(overlaps([(0, aborted(100)), (0, other)]), "a worker knows what it runs itself");
+}
+
+#[test]
+fn sums_are_of_what_was_recorded_and_read_well() {
+    let mut audit = Audit::new(Duration::ZERO);
+    let batch = |writer: usize, number, records: &[Record], ended| Batch {
+        v: 1,
+        writer: format!("writer-{writer}").into(),
+        number,
+        open_from: 0,
+        late: 0,
+        ended,
+        worker: worker(writer),
+        records: records.to_vec(),
+    };
+    // Who only looks something up writes batches without records.
+    let one = [record("t0", 1, 1)];
+    let batches = [batch(0, 1, &one, false), batch(1, 1, &[], false), batch(1, 2, &[], true)];
+    batches.into_iter().for_each(|batch| assert!(audit.note(batch).is_empty()));
+    assert_eq!(audit.report().unended, 1);
+    assert!(audit.note(batch(0, 2, &[], true)).is_empty());
+    assert_eq!(
+        audit.report().to_string(),
+        "1 task executed, 0 dead-lettered, 0 still open\n\
+         1 execution on 1 resource by 1 worker process\n\
+         0 failed, 0 aborted, 0 replayed dead letters\n\
+         0 executed again: 0 redelivered, 0 published again\n\
+         0 violations"
+    );
 }
 
 #[test]
 fn batches_are_as_published() {
     let mut full = record("t-1", 3, 1_700_000_000_000_000);
-    full.set_origin(Some(&Origin { producer: "p".into(), sequence: 7, republished: false }));
+    let origin = Origin { producer: "p".into(), sequence: 7, republished: false };
+    let resource = full.resource.clone();
+    full.set_origin(&Task { origin: Some(origin), ..Task::on(resource, "") });
     full.result = "ok".into();
     let worker = WorkerId::new("w").expect("a name");
-    let batch =
-        Batch { v: 1, writer: "x".into(), number: 2, open_from: 1, worker, records: vec![full] };
+    let batch = Batch {
+        v: 1,
+        writer: "x".into(),
+        number: 2,
+        open_from: 1,
+        late: 0,
+        ended: false,
+        worker,
+        records: vec![full],
+    };
     let text = serde_json::to_string(&batch).expect("JSON");
     assert_eq!(
         text,

@@ -92,6 +92,13 @@ pub enum Input {
     },
     /// The worker could run one more task.
     SlotFree,
+    /// A task that runs had been tried so often by earlier owners.
+    Tried {
+        /// Its delivery.
+        tag: DeliveryTag,
+        /// The attempts that failed.
+        before: u32,
+    },
     /// A running attempt ended.
     Finished {
         /// Its delivery.
@@ -121,14 +128,14 @@ pub enum Output {
     Start {
         /// Its delivery.
         tag: DeliveryTag,
-        /// 1 for the first try since it was delivered.
+        /// From 1; those of earlier owners count once they are known ([`Input::Tried`]).
         attempt: u32,
     },
     /// Publish this delivery to the dead letters, and say so when confirmed.
     DeadLetter {
         /// The delivery.
         tag: DeliveryTag,
-        /// How often it was tried since it was delivered.
+        /// How often it was tried.
         attempts: u32,
         /// Why it is given up.
         reason: String,

@@ -1,6 +1,6 @@
 //! What the writer of a journal counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,10 @@ pub(crate) struct JournalFigures {
     pub(crate) batches: AtomicU64,
     pub(crate) records: AtomicU64,
     pub(crate) given_up: AtomicU64,
+    /// Acks may be sent before their records at the moment.
+    pub(crate) stalled: AtomicBool,
+    /// Records whose acks may have been sent before them.
+    pub(crate) late: AtomicU64,
     /// When the oldest record came that is not confirmed.
     waiting_since: Mutex<Option<Instant>>,
 }

@@ -25,6 +25,11 @@ pub(crate) enum Start {
     /// With what was recorded from then on, by the broker's clock, and a little
     /// before.
     Since(SystemTime),
+    /// With what was recorded in the last so many seconds, whatever clock is right, and a
+    /// little before.
+    Within(Duration),
+    /// With the batch of this offset.
+    Offset(u64),
 }
 
 /// Reads batches as they were written: some may be there twice.
@@ -67,6 +72,12 @@ impl JournalReader {
                 let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 AMQPValue::Timestamp(since.as_secs())
             }
+            Start::Within(age) => {
+                let seconds = age.as_secs() + u64::from(age.subsec_nanos() > 0);
+                AMQPValue::LongString(LongString::from(format!("{}s", seconds.max(1))))
+            }
+            // A stream does not get that long.
+            Start::Offset(offset) => AMQPValue::LongLongInt(offset.cast_signed()),
         };
         let (channel, consumer) = consume(connection, namespace, offset).await?;
         Ok(Self { channel, consumer, stream, last, offset: None, early: None, unacked: 0, tag: 0 })
@@ -139,6 +150,11 @@ impl JournalReader {
 
     fn is_at_end(&self) -> bool {
         self.last.is_none_or(|last| self.offset.is_some_and(|offset| offset >= last))
+    }
+
+    /// Of the last batch that was read.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        self.offset
     }
 
     /// Where it is, and where the end was: both count messages.
@@ -251,7 +267,8 @@ pub(crate) async fn check(connection: &Connection, namespace: &Namespace) -> Res
 pub(crate) mod fuzz {
     use std::time::Duration;
 
-    use crate::protocol::journal::{Audit, Batch, Executed, Written};
+    use crate::protocol::journal::{Audit, Batch, Written};
+    use crate::protocol::suppression::Settled;
 
     /// A message of the journal.
     pub fn journal(bytes: &[u8]) {
@@ -265,9 +282,9 @@ pub(crate) mod fuzz {
         assert!(report.executed <= report.executions && !report.to_string().is_empty());
         assert!(findings.iter().all(|finding| !finding.to_string().is_empty()));
         assert!(written.is_new(&batch) && !written.is_new(&batch));
-        let mut executed = Executed::default();
-        executed.note(&batch);
-        assert!(executed.len() as u64 <= report.executions);
+        let mut settled = Settled::default();
+        settled.note(&batch);
+        assert!(settled.len() <= batch.records.len());
         assert!(audit.note(batch).is_empty(), "it was read before");
         assert_eq!(audit.report(), report);
     }

@@ -1,8 +1,8 @@
-//! What was executed lately: read when a delivery comes that an owner was lost
+//! What was settled lately: read when a delivery comes that an owner was lost
 //! with.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use lapin::Connection;
 use tokio::sync::Mutex;
@@ -10,10 +10,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::reader::{JournalReader, Start};
 use super::writer::Journal;
-use crate::protocol::journal::{Coverage, Executed};
+use crate::protocol::journal::{Attempts, Coverage};
 use crate::protocol::names::Namespace;
 use crate::protocol::partition::PartitionId;
-use crate::protocol::task::Task;
+use crate::protocol::suppression::Settled;
+use crate::protocol::task::{Resource, Task, TaskId};
 use crate::rabbit::error::Error;
 
 /// How far back a look goes.
@@ -32,7 +33,7 @@ pub(crate) enum Window {
 impl Window {
     const fn length(self) -> Duration {
         match self {
-            Self::Shortest => Duration::from_secs(1),
+            Self::Shortest => Duration::from_secs(2),
             Self::Short => Duration::from_secs(8),
             Self::Long => Duration::from_secs(90),
         }
@@ -47,19 +48,25 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lately {
     /// What each look has found; all of them are kept, and none is changed.
-    looks: Vec<Arc<Executed>>,
-    /// Of what others have recorded.
+    looks: Vec<Arc<Settled>>,
+    /// Of what was recorded.
     coverage: Arc<Coverage>,
+    attempts: Arc<Attempts>,
 }
 
 impl Lately {
-    /// Whether this task was executed.
+    /// Whether this task was settled.
     pub(crate) fn contains(&self, task: &Task) -> bool {
-        self.looks.iter().any(|executed| executed.contains(task))
+        self.looks.iter().any(|settled| settled.contains(task))
     }
 
-    /// Whether another worker has recorded something in this partition, and everything
-    /// that it may not have acked is here.
+    /// How often this task has failed.
+    pub(crate) fn failed(&self, task: &TaskId, resource: &Resource) -> u32 {
+        self.attempts.of(task, resource)
+    }
+
+    /// Whether somebody has recorded something in this partition, and everything that may
+    /// not have been acked is here.
     pub(crate) fn covers(&self, partition: PartitionId) -> bool {
         self.coverage.of(partition)
     }
@@ -144,7 +151,7 @@ impl Recent {
             self.close_later(tail.opened);
         }
         let looks = found.iter().flat_map(|lately: &Lately| &lately.looks);
-        let tasks: usize = looks.map(|executed| executed.len()).sum();
+        let tasks: usize = looks.map(|settled| settled.len()).sum();
         let (window, took) = (self.window, asked.elapsed());
         tracing::debug!(?window, tasks, ?took, "read the last executions");
         last.insert(Look { asked, found, tail }).found.clone()
@@ -174,7 +181,7 @@ impl Recent {
         namespace: &Namespace,
         journal: &Journal,
     ) -> Result<(Tail, Lately), Error> {
-        let start = Start::Since(SystemTime::now() - self.window.length());
+        let start = Start::Within(self.window.length());
         let opening = async {
             if let Some(before) = before {
                 return Ok::<_, Error>(before);
@@ -183,24 +190,26 @@ impl Recent {
             let reader = JournalReader::open(connection, namespace, start, false).await?;
             Ok((Tail { reader, opened }, Lately::default()))
         };
-        // One after the other: if our clock is ahead of the broker's, reading begins with what
-        // comes then, and the mark has to be among it.
+        // One after the other: if nothing was recorded lately, reading begins with what comes
+        // then, and the mark has to be among it.
         let (mut tail, mut lately) = opening.await?;
         // The journal ends with the worker.
         let Some(mark) = journal.mark().await else { return Ok((tail, lately)) };
-        let mut executed = Executed::default();
+        let mut settled = Settled::default();
         let mut coverage = Coverage::clone(&lately.coverage);
+        let mut attempts = Attempts::clone(&lately.attempts);
         loop {
             let batch = tail.reader.next().await?;
-            executed.note(&batch);
-            if batch.writer != *journal.writer() {
-                coverage.note(&batch);
-            } else if batch.number >= mark {
+            settled.note(&batch);
+            attempts.note(&batch);
+            // Ours too: we may have lost the partition, and got it back.
+            coverage.note(&batch);
+            if batch.writer == *journal.writer() && batch.number >= mark {
                 break;
             }
         }
-        lately.looks.push(Arc::new(executed));
-        lately.coverage = Arc::new(coverage);
+        lately.looks.push(Arc::new(settled));
+        (lately.coverage, lately.attempts) = (Arc::new(coverage), Arc::new(attempts));
         Ok((tail, lately))
     }
 }

@@ -43,12 +43,19 @@ const LINGER: Duration = Duration::from_millis(20);
 /// work goes on, and the records are written when that is possible again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Executions that may be acked before they are recorded. When so many wait, their acks wait
+/// too: what is lost with the worker is bounded.
+const UNRECORDED: u64 = 10_000;
+
 /// Records that are kept for a broker that takes none. Older ones are given up,
 /// which a reader sees by the number that they would have had.
 const KEPT: usize = 100_000;
 
 /// Time to write what is left, when the worker ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time to say that this was all.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The journal, as one worker process writes it.
 pub(crate) struct Journal {
@@ -72,6 +79,8 @@ struct State {
     marks: Vec<oneshot::Sender<u64>>,
     /// Records that were given up, and will be missed.
     lost: bool,
+    /// Records that came late, and no batch has said so.
+    late: u64,
     closing: bool,
 }
 
@@ -168,6 +177,9 @@ impl Journal {
         };
         if timeout(CLOSE_TIMEOUT, written).await.is_err() {
             tracing::warn!("the last records could not be written to the journal");
+        } else if self.state().appended > Position::default() {
+            // Who has never written anything need not say so.
+            timeout(GOODBYE_TIMEOUT, self.mark()).await.ok();
         }
         // It may be trying to connect, for ever, and keeps the journal alive.
         if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -177,7 +189,8 @@ impl Journal {
     }
 
     async fn write(self: Arc<Self>, route: Route, worker: WorkerId) {
-        let mut number = 0;
+        // 0 means that it is not known (`Batch::open_from`).
+        let mut number = 1;
         let mut open = Open::default();
         loop {
             self.wake.notified().await;
@@ -195,14 +208,17 @@ impl Journal {
                     timeout(LINGER, self.hurry.notified()).await.ok();
                 }
                 let taken_at = Instant::now();
-                let (records, last, marks) = {
+                let (records, last, marks, late, ended) = {
                     let mut state = self.state();
                     // A number that is never written shows what was given up.
                     number += u64::from(std::mem::take(&mut state.lost));
                     let count = state.records.len().min(BATCH);
                     let records: Vec<_> = state.records.drain(..count).collect();
                     let last = Position(state.appended.0 - state.records.len() as u64);
-                    (records, last, std::mem::take(&mut state.marks))
+                    let (marks, late) = (std::mem::take(&mut state.marks), state.late);
+                    state.late = 0;
+                    let ended = state.closing && state.records.is_empty() && !marks.is_empty();
+                    (records, last, marks, late, ended)
                 };
                 let count = records.len() as u64;
                 open.note(number, last);
@@ -211,6 +227,8 @@ impl Journal {
                     writer: Arc::clone(&self.writer),
                     number,
                     open_from: open.first(number, self.first_unacked()),
+                    late,
+                    ended,
                     worker: worker.clone(),
                     records,
                 };
@@ -282,11 +300,23 @@ impl Journal {
             () = sleep_until(deadline) => {}
         }
         tracing::error!(
+            at_most = UNRECORDED,
             "the broker takes no records: tasks are acked without one until it does again"
         );
-        self.settled.send_replace(Position::ANY);
+        let before = *self.settled.borrow();
+        let unrecorded = Position(before.0.saturating_add(UNRECORDED));
+        self.figures.stalled.store(true, Ordering::Relaxed);
+        self.settled.send_replace(unrecorded);
         confirmed.await;
-        tracing::info!("the broker takes records again");
+        self.figures.stalled.store(false, Ordering::Relaxed);
+        let late = {
+            let mut state = self.state();
+            let late = state.appended.min(unrecorded).0 - before.0;
+            state.late += late;
+            late
+        };
+        self.figures.late.fetch_add(late, Ordering::Relaxed);
+        tracing::info!(late, "the broker takes records again");
     }
 }
 

@@ -10,6 +10,7 @@ use super::Tenure;
 use super::spilling::{fetched, whole};
 use crate::handler::{Attempt, Lacking};
 use crate::protocol::crashes::Suspicion;
+use crate::protocol::journal;
 use crate::protocol::lanes::Outcome;
 use crate::protocol::settlement::DeliveryTag;
 use crate::protocol::text::cut_reason;
@@ -25,6 +26,23 @@ use crate::worker::{Execute, Shared};
 const YIELDING: Duration = Duration::from_secs(1);
 
 impl<E: Execute> Tenure<'_, E> {
+    /// Whether another copy of a task was executed here, now that its turn has come: then it
+    /// is recorded as what it is, and not executed.
+    pub(super) fn supersede(&mut self, tag: DeliveryTag) -> bool {
+        let Some(held) = self.deliveries.get(&tag) else { return false };
+        let Some((id, task)) = &held.task else { return false };
+        let shared = &self.session.shared;
+        if held.attempt > 0 || !shared.copies().supersede(task, held.delivery.times_held) {
+            return false;
+        }
+        let (resource, worker) = (&task.resource, &shared.options.id);
+        tracing::info!(task = %id, %resource, %worker, "another copy of it was executed");
+        self.counting.superseded();
+        self.record(tag, journal::Outcome::Superseded, None);
+        self.deliveries.remove(&tag);
+        true
+    }
+
     /// Has an attempt run, in the slot that is free.
     pub(super) fn start(&mut self, tag: DeliveryTag, number: u32) {
         let held = self.deliveries.get_mut(&tag);
@@ -52,6 +70,11 @@ impl<E: Execute> Tenure<'_, E> {
                 Suspicion::None | Suspicion::Guilty => None,
             }
         });
+        // The first one that fails here may be a later one of all.
+        let returned = delivery.redelivered && number == 1;
+        let earlier = returned.then_some(self.owned_since).flatten();
+        let (id, resource) = (id.clone(), task.resource.clone());
+        let session = Arc::clone(&self.session);
         let delivery = Arc::clone(delivery);
         let spans =
             AttemptSpans::begin(&shared.tracer, &mut attempt, self.queue, &shared.options.id);
@@ -75,8 +98,12 @@ impl<E: Execute> Tenure<'_, E> {
                     }
                 }
             });
-            let ended = spans.around(running).await;
+            let mut ended = spans.around(running).await;
             spans.end(&ended.outcome);
+            if let Some(since) = earlier.filter(|_| ended.outcome != Outcome::Executed) {
+                let before = Box::pin(session.failed_before(since, &id, &resource));
+                ended.failed_before = before.await;
+            }
             ended
         });
         self.running_tags.insert(handle.id(), tag);

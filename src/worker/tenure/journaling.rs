@@ -1,5 +1,7 @@
 //! What of a tenure goes into the journal.
 
+use std::time::Duration;
+
 use super::Tenure;
 use crate::protocol::fence::FencingToken;
 use crate::protocol::journal::{self, Record};
@@ -7,13 +9,22 @@ use crate::protocol::settlement::DeliveryTag;
 use crate::worker::Execute;
 use crate::worker::held::HeldDelivery;
 
+/// Time to record what a drain has aborted.
+const LAST_RECORDS: Duration = Duration::from_secs(5);
+
 impl<E: Execute> Tenure<'_, E> {
     /// Acks what was executed, and has all that was done here in the journal before
     /// the next owner begins.
     pub(super) async fn settle(&mut self) {
+        // Whoever is told to end does not wait for a broker that takes no records.
+        let told = async {
+            self.session.abort.cancelled().await;
+            tokio::time::sleep(LAST_RECORDS).await;
+        };
         let settled = tokio::select! {
             settled = self.recording.settle(&self.channel) => settled,
             () = self.session.lost.cancelled() => return,
+            () = told => return,
         };
         if let Err(error) = settled {
             tracing::debug!(queue = self.queue, %error, "the last acks are lost");

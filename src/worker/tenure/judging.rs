@@ -1,7 +1,8 @@
-//! What becomes of a delivery before it may run: is it a task, was it executed by an
+//! What becomes of a delivery before it may run: is it a task, was it settled by an
 //! earlier owner, is it cancelled, did it kill its workers?
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -21,10 +22,15 @@ use crate::worker::steered::View;
 use crate::worker::stints;
 use crate::worker::{Execute, Source};
 
+/// A register of claims that cannot be read is left alone for so long: each look may take 10 s,
+/// in which the partition stands still, and a window may be full of suspects.
+const CLAIMS_PAUSE: Duration = Duration::from_secs(60);
+
 impl<E: Execute> Tenure<'_, E> {
     /// Takes a delivery in, and tells the lanes what it is.
     pub(super) async fn delivered(&mut self, delivery: Delivery) -> Result<(), Error> {
         let tag = delivery.tag;
+        self.owned_since.get_or_insert_with(Instant::now);
         self.counting.delivered(delivery.redelivered);
         self.session.held[self.index].note_served();
         let task = match self.admitted(&delivery) {
@@ -35,13 +41,13 @@ impl<E: Execute> Tenure<'_, E> {
                 return self.apply(Input::Unusable { tag, resource: None, reason });
             }
         };
-        if delivery.redelivered && self.was_executed(&task).await {
+        if self.was_settled(&task, delivery.times_held).await {
             self.counting.suppressed();
             self.recording.foreign();
             let (id, resource) = (task.id.as_ref().map(TaskId::as_str), &task.resource);
             let partition = self.session.topology.partition_of(resource).number();
             let worker = &self.session.shared.options.id;
-            tracing::info!(task = id, %resource, partition, %worker, "was executed already");
+            tracing::info!(task = id, %resource, partition, %worker, "was settled already");
             return self.apply(Input::Executed { tag });
         }
         let id = task.id.clone().unwrap_or_else(|| TaskId::of_content(&task));
@@ -110,15 +116,18 @@ impl<E: Execute> Tenure<'_, E> {
             .flatten()
     }
 
-    /// Whether an earlier owner executed this task and was lost before its ack.
-    /// That was before the partition was ours, so it is looked up once.
-    async fn was_executed(&mut self, task: &Task) -> bool {
-        if self.executed.is_none() {
-            let owned_since = *self.owned_since.get_or_insert_with(Instant::now);
+    /// Whether the owner before settled this task and was lost before its ack. That was before
+    /// the partition was ours, so it is looked up once.
+    async fn was_settled(&mut self, task: &Task, times_held: u32) -> bool {
+        if self.settled.is_none() && self.suppression.asks(task, times_held) {
+            let owned_since = self.owned_since.unwrap_or_else(Instant::now);
             let partition = self.session.topology.partition_of(&task.resource);
-            self.executed = self.session.executed_before(owned_since, partition).await;
+            let found = self.session.settled_before(owned_since, partition).await;
+            self.settled = Some(found.unwrap_or_default());
         }
-        self.executed.as_ref().is_some_and(|lately| lately.contains(task))
+        let settled =
+            |task: &Task| self.settled.as_ref().is_some_and(|lately| lately.contains(task));
+        self.suppression.suppresses(task, times_held, settled)
     }
 
     /// Looks at the evidence, if the delivery was lost often enough to matter.
@@ -133,12 +142,14 @@ impl<E: Execute> Tenure<'_, E> {
     }
 
     async fn claims(&mut self) -> Option<Arc<ClaimRegister>> {
-        if self.claims.is_none() {
+        let is_due = self.claims_due.is_none_or(|due| due <= Instant::now());
+        if self.claims.is_none() && is_due {
             let queue = Namespace::claims(self.queue);
             match ClaimRegister::open(&self.session.side, queue).await {
                 Ok(register) => self.claims = Some(Arc::new(register)),
                 Err(error) => {
                     tracing::warn!(queue = self.queue, %error, "cannot tell who kills workers");
+                    self.claims_due = Some(Instant::now() + CLAIMS_PAUSE);
                 }
             }
         }

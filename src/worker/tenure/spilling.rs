@@ -47,7 +47,7 @@ pub(super) async fn fetched(
         Err(error) => {
             let reason = format!("cannot read a payload from disk: {error}");
             let (outcome, lacking) = (Outcome::Refused { reason }, Some(Lacking::Handler));
-            Err(Ended { outcome, result: TaskResult::NONE, lacking })
+            Err(Ended { outcome, result: TaskResult::NONE, lacking, failed_before: 0 })
         }
     }
 }

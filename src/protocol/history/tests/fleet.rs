@@ -219,7 +219,7 @@ pub(super) fn correct(seed: u64) -> History {
                     match outcome {
                         Outcome::Executed | Outcome::DeadLettered => queue.next += 1,
                         Outcome::Failed => queue.tasks[queue.next].attempt += 1,
-                        Outcome::Aborted | Outcome::Lost => {}
+                        Outcome::Aborted | Outcome::Lost | Outcome::Superseded => {}
                     }
                     events.push(Event::Ended(ending(&started, now, outcome)));
                 }
