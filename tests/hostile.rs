@@ -89,7 +89,16 @@ fn assert_whole(letters: &[DeadLetter], hostile: &[Vec<u8>]) {
 
 #[tokio::test]
 async fn what_cannot_be_read_goes_to_the_dead_letters_and_its_neighbours_are_executed() {
-    let broker = shared().await;
+    the_unreadable_passes(Version::default()).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_goes_to_the_dead_letters_4_0() {
+    the_unreadable_passes(Version::V4_0).await;
+}
+
+async fn the_unreadable_passes(version: Version) {
+    let broker = broker(version).await;
     let (connect, topology) = space(broker, 1).await;
     let mut wire = Wire::open(broker).await;
     let hostile = unreadable();

@@ -165,7 +165,7 @@ async fn list(
     Ok(if saw_all(left) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether there were no others than those that were looked at; says so if there were.
+/// Says so if there were others than those that were looked at, and returns false.
 fn saw_all(left: u32) -> bool {
     if left > 0 {
         eprintln!(
