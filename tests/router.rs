@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use support::{
-    Record, Worker, amqp, await_consumers, await_dead_letters, broker, cut_connections, eventually,
-    header, named, put, rabbitmqctl, ready, resources, soon, space, take_all,
+    Record, Worker, amqp, await_consumers, await_dead_letters, broker, eventually, header, named,
+    put, rabbitmqctl, ready, resources, soon, space, take_all,
 };
 
 async fn shared() -> &'static Broker {
@@ -186,13 +186,19 @@ async fn every_copy_of_a_message_has_one_id_and_says_that_there_may_be_others() 
     let inbox = connect.namespace().inbox();
     let (routing, shutdown) = router(broker, &connect, "alpha", 1, |_| {}).await;
     let partition = connect.namespace().partition(&topology, PartitionId::new(0));
-    // The partition takes what it is sent, and confirms nothing.
-    let pause = format!(
+    // The partition takes what it is sent and confirms nothing, until the connection is lost.
+    let lose = format!(
         "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{partition}\">>)),
         {{Name, _}} = amqqueue:get_pid(Q), Leader = whereis(Name),
-        erlang:suspend_process(Leader), timer:sleep(7000), erlang:resume_process(Leader)."
+        erlang:suspend_process(Leader), timer:sleep(3000),
+        Named = fun({{<<\"connection_name\">>, _, N}}) -> N =:= <<\"keylane router\">>; (_) -> false end,
+        [rabbit_networking:close_connection(Pid, \"test\")
+            || [{{pid, Pid}}, {{client_properties, Properties}}]
+            <- rabbit_networking:connection_info_all([pid, client_properties]),
+            is_list(Properties), lists:any(Named, Properties)],
+        timer:sleep(500), erlang:resume_process(Leader)."
     );
-    let losing = async {
+    let filling = async {
         eventually("the pause", async || {
             let asked = Instant::now();
             ready(&channel, &partition).await;
@@ -202,15 +208,13 @@ async fn every_copy_of_a_message_has_one_id_and_says_that_there_may_be_others() 
         for message in 0..MESSAGES {
             put(&channel, &inbox, on(&format!("r{message}")), message.to_string().as_bytes()).await;
         }
-        // With all of them on their way.
-        cut_connections(broker, "keylane router").await;
     };
-    let words = ["eval", &pause];
-    tokio::join!(rabbitmqctl(broker, &words), losing);
-    let forwarded = async || (ready(&channel, &partition).await > MESSAGES).then_some(());
-    eventually("all of them", forwarded).await;
+    let words = ["eval", &lose];
+    tokio::join!(rabbitmqctl(broker, &words), filling);
+    eventually("all of them", async || (ready(&channel, &inbox).await == 0).then_some(())).await;
     shutdown.cancel();
-    soon("the router's end", routing).await.unwrap().unwrap();
+    let summary = soon("the router's end", routing).await.unwrap().unwrap();
+    assert_eq!(summary.executed, u64::from(MESSAGES));
 
     let mut copies: BTreeMap<Vec<u8>, Vec<BasicProperties>> = BTreeMap::new();
     for message in take_all(&channel, &partition).await {
