@@ -80,7 +80,8 @@ async fn a_queue_that_is_missing_is_left_out_until_it_is_made_again() {
     init(&connect, count(4)).await.unwrap();
     publish(&connect, several(&resources[..1], 1..6)).await;
     record.until_executed(24).await;
-    assert_eq!(worker.drain().await.reconnects, 0);
+    // Who consumes a queue in the moment of its end may lose the connection.
+    assert!(worker.drain().await.reconnects <= 1);
     connection.close(200, "done".into()).await.unwrap();
 }
 
