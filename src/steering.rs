@@ -16,9 +16,9 @@ use crate::protocol::ownership::WorkerId;
 use crate::protocol::steering::{CANCELLED_BY, Change, Scope, Steering};
 use crate::protocol::task::TaskId;
 use crate::rabbit::connection::{Connect, Connection, close_connection};
-use crate::rabbit::control::{Control, Heeded, Leaving, Said};
+use crate::rabbit::control::{Control, Said};
 use crate::rabbit::error::Error;
-use crate::rabbit::steering::{LEASE, Ordered, now_ms, order};
+use crate::rabbit::steering::{Heeded, LEASE, Leaving, Ordered, now_ms, order};
 use crate::rabbit::topology;
 
 /// What came of an order.

@@ -80,10 +80,12 @@ impl Kind {
     }
 }
 
-/// Whether the policies of all queues of a namespace are known.
+/// Whether the policies of all queues of a namespace are known. One that was just set up is not in
+/// the list at all at first.
 pub(super) fn are_known(namespace: &Namespace, queues: &[PolicedQueue]) -> bool {
     let ours = |queue: &&PolicedQueue| Kind::of(namespace, &queue.name).is_some();
-    queues.iter().filter(ours).all(|queue| queue.effective_policy_definition.is_some())
+    let mut ours = queues.iter().filter(ours).peekable();
+    ours.peek().is_some() && ours.all(|queue| queue.effective_policy_definition.is_some())
 }
 
 /// The policies that are in the way of a namespace, by name and setting.
@@ -187,6 +189,20 @@ mod tests {
         let start = "policy \"house\" of the broker sets max-length 10 on keylane.g1.p0 and 2 more";
         assert!(said[0].starts_with(start), "{said:?}");
         assert!(said[1].contains("message-ttl 1000") && said[1].contains("dead letters"));
+    }
+
+    #[test]
+    fn a_queue_that_was_just_made_is_waited_for() {
+        let queue = |name: &str, definition| PolicedQueue {
+            name: name.to_owned(),
+            policy: None,
+            operator_policy: None,
+            effective_policy_definition: definition,
+        };
+        let known = |queues: &[PolicedQueue]| are_known(&Namespace::default(), queues);
+        assert!(!known(&[queue("other.inbox", Some(json!([])))]));
+        assert!(!known(&[queue("keylane.inbox", None), queue("keylane.dead", Some(json!({})))]));
+        assert!(known(&[queue("keylane.inbox", Some(json!({}))), queue("other.inbox", None)]));
     }
 
     #[test]

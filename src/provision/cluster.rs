@@ -169,8 +169,7 @@ impl Cluster {
         Self::start_with(Setup { nodes: 3, version, waits }, progress).await
     }
 
-    /// Starts these nodes and waits until they serve. `progress` gets a line about each
-    /// step.
+    /// Starts these nodes and waits until they serve. `progress` is told of each step.
     ///
     /// # Errors
     /// As [`Cluster::start`].
@@ -202,7 +201,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Over what a queue says itself, the shorter time of a policy wins.
+    /// The shorter time of a policy wins over a queue's own.
     async fn shorten_waits(
         &self,
         Setup { version, waits, .. }: Setup,
@@ -488,10 +487,8 @@ impl Listed {
 fn config(nodes: &[Node]) -> String {
     let mut config = "cluster_formation.peer_discovery_backend = classic_config\n".to_owned();
     for node in nodes {
-        let line = format!("cluster_formation.classic_config.nodes.{} = rabbit@{node}\n", node.0);
-        config.push_str(&line);
+        config += &format!("cluster_formation.classic_config.nodes.{} = rabbit@{node}\n", node.0);
     }
-    // Otherwise all would be led by the node that declared them.
     config.push_str("queue_leader_locator = balanced\n");
     config
 }

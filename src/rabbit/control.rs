@@ -112,35 +112,6 @@ impl From<AnnouncedPlace> for (u32, u64, u32) {
     }
 }
 
-/// A worker follows all orders up to a position of their log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Heeded {
-    /// Which.
-    pub(crate) worker: WorkerId,
-    /// Of the last order that it follows.
-    pub(crate) position: u64,
-}
-
-/// What a worker says that was asked to leave.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Leaving {
-    /// It gives its partitions up.
-    Leaves {
-        /// Which.
-        worker: WorkerId,
-        /// Tasks that run, which it waits for.
-        running: u32,
-    },
-    /// It has given them up, and ends.
-    Left {
-        /// Which.
-        worker: WorkerId,
-        /// Tasks that it has aborted because they took too long.
-        aborted: u64,
-    },
-}
-
 /// A partition whose window is full of one resource. If more of it waits on the broker, that
 /// waits for this resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, LongString};
 use lapin::{BasicProperties, Connection};
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -21,6 +22,7 @@ use super::consumer::counts;
 use super::error::{Doing, Error};
 use super::topology::refused;
 use crate::protocol::names::Namespace;
+use crate::protocol::ownership::WorkerId;
 use crate::protocol::steering::{Change, Ledger, Order, Signature, Steering};
 
 /// What is in force: what is paused, and what is cancelled.
@@ -42,6 +44,35 @@ pub async fn steering(connect: &Connect) -> Result<Steering, Error> {
 /// How long after an order no worker starts anything against it that has not
 /// heard of it: see `worker/steered.rs`.
 pub(crate) const LEASE: Duration = Duration::from_secs(5);
+
+/// A worker follows all orders up to a position of their log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Heeded {
+    /// Which.
+    pub(crate) worker: WorkerId,
+    /// Of the last order that it follows.
+    pub(crate) position: u64,
+}
+
+/// What a worker says that was asked to leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Leaving {
+    /// It gives its partitions up.
+    Leaves {
+        /// Which.
+        worker: WorkerId,
+        /// Tasks that run, which it waits for.
+        running: u32,
+    },
+    /// It has given them up, and ends.
+    Left {
+        /// Which.
+        worker: WorkerId,
+        /// Tasks that it has aborted because they took too long.
+        aborted: u64,
+    },
+}
 
 /// An order that stands in the log.
 pub(crate) struct Ordered {

@@ -13,10 +13,11 @@ use super::session::Session;
 use super::{Execute, Shared};
 use crate::backoff::Backoff;
 use crate::protocol::fleet::REPORT_EVERY_MS;
-use crate::rabbit::control::{Control, Heeded, Said};
+use crate::rabbit::control::{Control, Said};
 use crate::rabbit::error::Error;
 use crate::rabbit::planner::MemberMessage;
 use crate::rabbit::running::Found;
+use crate::rabbit::steering::Heeded;
 
 /// Places in a line that change at about the same time are announced together: within this time,
 /// and a longer one in a large fleet, where each is heard by many.

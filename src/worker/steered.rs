@@ -22,9 +22,9 @@ use crate::protocol::names::Namespace;
 use crate::protocol::ownership::WorkerId;
 use crate::protocol::steering::{Change, Steering};
 use crate::rabbit::connection::Connection;
-use crate::rabbit::control::{Control, Leaving};
+use crate::rabbit::control::Control;
 use crate::rabbit::error::Error;
-use crate::rabbit::steering::{LEASE, OrderLog};
+use crate::rabbit::steering::{LEASE, Leaving, OrderLog};
 
 /// What is in force.
 #[derive(Debug, Clone, Default)]
