@@ -101,8 +101,12 @@ async fn run_on<E: Execute>(
         Source::Partitions => {
             let control = Control::open(&side, namespace, true).await?;
             let planner_queue = PlannerQueue::open(&side, namespace).await?;
-            // The plan is made while we get ready for it.
-            member::greet(shared, &control).await?;
+            // The plan is made while we get ready for it. A broker that takes no messages now gets
+            // the report later.
+            let greeted = timeout(GREETING_TIMEOUT, member::greet(shared, &control));
+            if let Ok(Err(error)) = greeted.await {
+                return Err(error);
+            }
             Some((control, planner_queue))
         }
         Source::Inbox => None,
@@ -247,6 +251,9 @@ async fn run_on<E: Execute>(
 
 /// A broker that takes nothing at the moment does not hold up a worker that leaves.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A greeting that takes longer is not waited for.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Channels that one worker opens at once.
 const OPENING: usize = 16;
