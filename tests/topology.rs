@@ -1,6 +1,8 @@
 //! The layout of a namespace is a fact: it is stored once, and whoever wants
 //! or understands another one is refused.
 
+#![allow(clippy::unwrap_used, reason = "clippy spares #[test] functions only")]
+
 mod support;
 
 use std::num::NonZeroU16;

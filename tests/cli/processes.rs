@@ -157,7 +157,7 @@ async fn large_payloads_wait_on_disk_and_come_whole() {
     let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let most: usize = most.trim().strip_suffix(" kB").unwrap().parse().unwrap();
     // The program itself has 60 MiB in a build for tests.
-    assert!(most < 150 << 10, "{most} KiB, of {} KiB", TASKS * PAYLOAD >> 10);
+    assert!(most < 150 << 10, "{most} KiB, of {} KiB", (TASKS * PAYLOAD) >> 10);
     worker.signal("TERM");
     assert_eq!(worker.ends().code, Some(0));
 }

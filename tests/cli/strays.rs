@@ -77,10 +77,17 @@ async fn policies_that_are_in_the_way_are_named() {
     let broker = Broker::shared().await.unwrap();
     let user = User::on(broker);
     let name = format!("{}-house", user.namespace);
-    let pattern = format!("^{}[.]", user.namespace);
-    let set = ["set_policy", &name, &pattern, r#"{"message-ttl": 60000, "max-age": "7D"}"#];
-    let set = broker.exec([&["rabbitmqctl"], &set[..]].concat()).await.unwrap();
-    assert!(set.status.success(), "{set:?}");
+    let logs = format!("{}-logs", user.namespace);
+    // One that sets what a kind of queue does not know is without any effect on it.
+    for (name, queues, definition) in [
+        (&name, "(g1|inbox|dead)", r#"{"message-ttl": 60000}"#),
+        (&logs, "(topology|steering)", r#"{"max-age": "7D"}"#),
+    ] {
+        let pattern = format!("^{}[.]{queues}", user.namespace);
+        let set = ["rabbitmqctl", "set_policy", name, &pattern, definition];
+        let set = broker.exec(set).await.unwrap();
+        assert!(set.status.success(), "{set:?}");
+    }
     let management = broker.management_url();
     // No proxy can reach this machine.
     let asks = |args: &[&str]| {
@@ -91,6 +98,7 @@ async fn policies_that_are_in_the_way_are_named() {
     let said = asks(&["init", "--partitions", "2"]).ends();
     let named = [
         format!("policy {name:?}"),
+        format!("policy {logs:?}"),
         "message-ttl 60000".to_owned(),
         format!("{}.g1.p0 and 2 more: ", user.namespace),
         "max-age \"7D\"".to_owned(),
@@ -104,8 +112,10 @@ async fn policies_that_are_in_the_way_are_named() {
     let first = &seen["policies"][0];
     assert_eq!(first["policy"], name.as_str());
     assert!(!first["queues"].as_array().unwrap().is_empty(), "{first}");
-    let cleared = broker.exec(["rabbitmqctl", "clear_policy", &name]);
-    assert!(cleared.await.unwrap().status.success());
+    for name in [&name, &logs] {
+        let cleared = broker.exec(["rabbitmqctl", "clear_policy", name]);
+        assert!(cleared.await.unwrap().status.success());
+    }
     user.waits_for("a way that is free", || {
         let seen = asks(&["status"]).ends();
         seen.code == Some(0) && !seen.out.contains("in the way")

@@ -41,7 +41,7 @@ impl Doomed {
         Self { worker: Worker::start(&through, options, handler), proxy }
     }
 
-    async fn is_lost(self) {
+    async fn dies(self) {
         self.proxy.fall_silent();
         self.worker.kill().await;
         self.proxy.cut();
@@ -91,7 +91,7 @@ async fn a_dead_letter_whose_ack_was_lost_is_not_tried_behind_its_successor() {
     });
     let worker = Doomed::start(&connect, late("one"), first).await;
     await_entries(&connect, 4).await;
-    worker.is_lost().await;
+    worker.dies().await;
     let worker = Worker::start(&connect, late("two"), effect(&effects, async |_| Ok(())));
     assert_eq!(end_with(&connect, &effects, 9).await, ["0", "2", "9"]);
     worker.drain().await;
@@ -117,7 +117,7 @@ async fn an_id_that_nobody_guarantees_suppresses_nothing() {
     });
     let worker = Doomed::start(&connect, late("one"), first).await;
     await_entries(&connect, 2).await;
-    worker.is_lost().await;
+    worker.dies().await;
     let worker = Worker::start(&connect, late("two"), effect(&effects, async |_| Ok(())));
     let effects = end_with(&connect, &effects, 9).await;
     assert_eq!(effects, ["0", "1", "1", "2", "3", "9"], "another's task is lost");
@@ -131,7 +131,7 @@ async fn what_was_begun_again_is_executed_to_its_end() {
     let effects = Effects::default();
     let worker = Doomed::start(&connect, late("one"), effect(&effects, async |_| Ok(()))).await;
     await_entries(&connect, 2).await;
-    worker.is_lost().await;
+    worker.dies().await;
     // It looks nothing up, and says nothing of what it does.
     let again = effect(&effects, async |attempt: Attempt| match &*attempt.task.payload {
         b"1" => std::future::pending().await,
@@ -141,7 +141,7 @@ async fn what_was_begun_again_is_executed_to_its_end() {
         Doomed::start(&connect, WorkerOptions { journal: false, ..late("two") }, again).await;
     let begun = async || (effects.lock().unwrap().len() == 3).then_some(());
     eventually("the first one again", begun).await;
-    worker.is_lost().await;
+    worker.dies().await;
     let worker = Worker::start(&connect, late("three"), effect(&effects, async |_| Ok(())));
     let effects = end_with(&connect, &effects, 9).await;
     assert_eq!(effects, ["0", "1", "0", "0", "1", "9"], "it ends in the state of an older task");
@@ -164,7 +164,7 @@ async fn a_replayed_task_is_not_taken_for_its_dead_letter() {
     dead.close().await;
     let runs = async || (status(&connect).await.ok()?.partitions[0].running == 1).then_some(());
     eventually("the replay", runs).await;
-    worker.is_lost().await;
+    worker.dies().await;
     let worker = Worker::start(&connect, named("two"), effect(&effects, async |_| Ok(())));
     assert_eq!(end_with(&connect, &effects, 9).await, ["0", "9"]);
     worker.drain().await;
