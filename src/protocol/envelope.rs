@@ -181,7 +181,9 @@ impl Envelope<'_> {
         let published_at = told_ms
             .or_else(made_ms)
             .map(Duration::from_millis)
-            .or(self.timestamp.map(Duration::from_secs));
+            .or(self.timestamp.map(Duration::from_secs))
+            // Some clients write 0 for none: a latency of 56 years would spoil every sum.
+            .filter(|age| !age.is_zero());
         Ok(Task {
             id,
             resource,
@@ -289,6 +291,7 @@ mod tests {
         assert_eq!(read(Some(1_500), Some(1)), Some(Duration::from_millis(1_500)));
         assert_eq!(read(Some(-1), Some(1)), Some(Duration::from_secs(1)));
         assert_eq!(read(None, None), None);
+        assert_eq!([read(Some(0), None), read(None, Some(0))], [None, None], "no time at all");
     }
 
     #[test]
