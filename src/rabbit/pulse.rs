@@ -22,7 +22,7 @@ use std::time::Duration;
 use lapin::options::BasicQosOptions;
 use lapin::{Channel, Connection};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::error::{Doing, Error};
 use super::token::Token;
@@ -76,6 +76,26 @@ pub(crate) async fn unanswered(
             seconds = expired(answers, lease) => Error::Silent { seconds },
         }
     })
+}
+
+/// Comes back when the broker has not answered on a connection that publishes for a lease, or the
+/// connection is lost. While the broker runs low on memory or disk it reads nothing from one that
+/// has published, and says so: that is no silence.
+pub(crate) async fn silent(side: &Connection) -> Error {
+    let Some(lease) = lease(side) else { return std::future::pending().await };
+    loop {
+        let error = match timeout(lease, unanswered(side)).await {
+            Ok(Ok(unanswered)) => unanswered.await,
+            Ok(Err(error)) => error,
+            Err(_) => Error::Silent { seconds: lease.as_secs() },
+        };
+        if !matches!(error, Error::Silent { .. }) || !side.status().blocked() {
+            return error;
+        }
+        while side.status().blocked() && side.status().connected() {
+            sleep(lease / QUESTIONS).await;
+        }
+    }
 }
 
 /// Asks the broker, and tells when the questions that it answered were asked.

@@ -101,12 +101,6 @@ async fn run_on<E: Execute>(
         Source::Partitions => {
             let control = Control::open(&side, namespace, true).await?;
             let planner_queue = PlannerQueue::open(&side, namespace).await?;
-            // The plan is made while we get ready for it. A broker that takes no messages now gets
-            // the report later.
-            let greeted = timeout(GREETING_TIMEOUT, member::greet(shared, &control));
-            if let Ok(Err(error)) = greeted.await {
-                return Err(error);
-            }
             Some((control, planner_queue))
         }
         Source::Inbox => None,
@@ -126,6 +120,16 @@ async fn run_on<E: Execute>(
         Source::Inbox => vec!["inbox".to_owned()],
     };
     shared.figures.worker.partitions(names, shared.stints.now_us());
+    let worker = &shared.options.id;
+    let seat = seat::take(&side, namespace, worker).await?;
+    if let Some((control, _)) = &fleet {
+        // The plan is made while we get ready for it. Nothing that has to be answered follows on
+        // this connection: a broker in an alarm reads no more of one that has published.
+        let greeted = timeout(GREETING_TIMEOUT, member::greet(shared, control));
+        if let Ok(Err(error)) = greeted.await {
+            return Err(error);
+        }
+    }
     // Nothing is consumed before it is known what is paused.
     let orders = match shared.source {
         Source::Partitions => match OrderLog::open(&connection, namespace).await {
@@ -140,12 +144,10 @@ async fn run_on<E: Execute>(
         Source::Inbox => None,
     };
     let (steered, askers) = Steered::new(orders.as_ref());
-    let worker = &shared.options.id;
     let line = match shared.source {
         Source::Partitions => Line::new(worker.clone(), queues.len(), shared.last_plan()),
         Source::Inbox => Line::planless(worker.clone(), queues.len()),
     };
-    let seat = seat::take(&side, namespace, worker).await?;
     let (connections, mut later_lost) = ConsumerPool::new(connect, connection, queues.len());
     let session = Arc::new(Session {
         shared: Arc::clone(shared),
@@ -196,13 +198,8 @@ async fn run_on<E: Execute>(
         losses.spawn(member::take_part(Arc::clone(&session), control));
         beside.spawn(planner::stand_by(Arc::clone(&session), planner_queue));
     }
-    let side = pulse::unanswered(&session.side).await;
-    losses.spawn(async move {
-        match side {
-            Ok(silent) => silent.await,
-            Err(error) => error,
-        }
-    });
+    let watched = Arc::clone(&session);
+    losses.spawn(async move { pulse::silent(&watched.side).await });
     losses.spawn(async move {
         match later_lost.recv().await {
             Some(error) => error,

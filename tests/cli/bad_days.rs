@@ -82,7 +82,9 @@ async fn a_publisher_waits_while_the_broker_takes_nothing_and_says_so() {
     user.succeeds(&["resume", "--all"]);
     user.waits_for_quiet();
     worker.signal("TERM");
-    assert_eq!(worker.ends().code, Some(0));
+    let ran = worker.ends();
+    // The alarm lasted for longer than a broker may be silent: that is no silence.
+    assert!(ran.code == Some(0) && !ran.err.contains("lost the broker"), "{ran:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
