@@ -109,6 +109,8 @@ async fn several_killers_are_found_out_though_their_workers_come_back_at_once() 
     let mut dead: Vec<_> =
         dead_letters(&connect).await.into_iter().map(|letter| letter.resource.unwrap()).collect();
     dead.sort();
+    // Another killer may strike between a letter and its ack: then there are two.
+    dead.dedup();
     assert_eq!(dead, killers, "and no neighbour");
 }
 
