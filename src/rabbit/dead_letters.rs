@@ -173,7 +173,17 @@ pub struct DeadLetters {
     /// Published again, and not confirmed; all over one session, in order.
     replaying: VecDeque<(u64, Sent)>,
     replayed: u32,
+    /// Letters that were acked.
+    removed: u32,
 }
+
+/// The broker's channel keeps acks that come faster than the queue takes them to itself, and
+/// forgets them when it is closed (`unsent_commands` in `rabbit_fifo_client.erl`): the letters
+/// would be there again. Nothing over AMQP tells when it has passed them on, so there is time to do it:
+/// some for all, some for each, and so much at the most.
+const ACKS_TAKEN: Duration = Duration::from_millis(100);
+const ACK_TAKEN: Duration = Duration::from_micros(300);
+const ALL_ACKS_TAKEN: Duration = Duration::from_secs(5);
 
 impl DeadLetters {
     /// Connects, and waits up to 10 s for other readers to end: what they hold is hidden.
@@ -254,6 +264,7 @@ impl DeadLetters {
             others,
             replaying: VecDeque::new(),
             replayed: 0,
+            removed: 0,
         })
     }
 
@@ -373,12 +384,16 @@ impl DeadLetters {
         let ack = self.channel.basic_ack(tag, BasicAckOptions::default());
         ack.await.doing("remove a dead letter")?;
         self.kept -= 1;
+        self.removed += 1;
         Ok(())
     }
 
     /// Gives back what was taken and neither replayed nor discarded.
     pub async fn close(self) {
         self.publisher.close().await;
+        if self.removed > 0 {
+            sleep((ACKS_TAKEN + ACK_TAKEN * self.removed).min(ALL_ACKS_TAKEN)).await;
+        }
         close(&self.channel).await;
         close_connection(self.connection).await;
     }
